@@ -1,0 +1,167 @@
+"""The compiled part's contract: bytes to columns to blocks, with no Python object per record.
+
+Sources in ``_native/``; ``mypy.stubtest`` holds this file to the built extension.
+"""
+
+from collections.abc import Buffer, Mapping, Sequence
+from typing import final
+
+ATTRIBUTES_MAX: int
+"""Attributes kept of one record, scope or resource; what is over is cut and counted."""
+KEY_BYTES_MAX: int
+"""Bytes kept of an attribute's key."""
+VALUE_BYTES_MAX: int
+"""Bytes kept of an attribute's value."""
+RECORD_BYTES_MAX: int
+"""Bytes of one record on the wire; a larger one is rejected."""
+VALUE_DEPTH_MAX: int
+"""How deep AnyValues may nest; a deeper record is rejected."""
+JSON_DEPTH_MAX: int
+"""How deep JSON may nest; a deeper body is malformed."""
+
+@final
+class Columns:
+    """An open block: one growable column per (name, type) of one table.
+
+    Types: U/Int8-64, Float32/64, Bool, Date, DateTime, DateTime64(n), String,
+    LowCardinality(String), Map(LowCardinality(String), String), and Nullable of the fixed-width
+    ones and of String. Not thread-safe; belongs to one event loop.
+    """
+
+    def __init__(self, layout: Sequence[tuple[str, str]]) -> None: ...
+    @property
+    def layout(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def bytes(self) -> int:
+        """Uncompressed bytes held."""
+    def mark(self) -> None:
+        """Remember the state that ``rollback`` returns to."""
+    def rollback(self) -> None:
+        """Cut back to the last mark; what was there before is byte-equal."""
+    def clear(self) -> None: ...
+    def native(self) -> bytes:
+        """The rows as an uncompressed ClickHouse Native block."""
+    def cut(self, *, frame: int, frame_column: int = ..., row_column: int = ..., compression: str = ...) -> bytes:
+        """The rows as a compressed Native block, identified by ``frame``; the columns are empty again.
+
+        Writes ``frame`` into column ``frame_column`` and 0..rows-1 into ``row_column`` (-1: none).
+        ``compression``: ``lz4`` or ``none``, in ClickHouse's block framing.
+        """
+
+@final
+class Decoded:
+    """What one request came to."""
+
+    @property
+    def rows(self) -> int:
+        """Records that became a row of the first output."""
+    @property
+    def rejected(self) -> Mapping[str, int]:
+        """Records that did not, by reason."""
+    @property
+    def attributes_cut(self) -> int: ...
+    @property
+    def timestamps_clamped(self) -> int: ...
+    @property
+    def message(self) -> str:
+        """About the first rejected record: where and what to do; empty when none was."""
+
+@final
+class OtlpPlan:
+    """Which field of an OTLP log record feeds which column.
+
+    ``outputs``: for each table its layout and its feeds (column name -> source, ``schema.SOURCES``).
+    Every record is written to every output.
+    """
+
+    def __init__(
+        self, outputs: Sequence[tuple[Sequence[tuple[str, str]], Mapping[str, str]]]
+    ) -> None: ...
+
+@final
+class EntryPlan:
+    """Which member of a JSON entry feeds which column.
+
+    ``outputs``: for each table its layout and its rules. A rule is (path, kind, column, key):
+    ``path`` a member name (``"user.id"`` does not descend), ``kind`` one of the kinds below,
+    ``column`` the name of the column it feeds, ``key`` the attribute key or key prefix where the
+    column is a map, else ``""``. Flags follow the kind after a space: ``required`` (must be there
+    and not null), ``nonempty``.
+
+    Kinds: ``text`` (string; any other scalar as its text; arrays and objects as compact JSON),
+    ``string`` (a JSON string only), ``level`` (severity text, and the number into the column fed by
+    ``severity_number``; heartbeat also sets the event name), ``time`` (RFC 3339, or a number: epoch
+    seconds), ``int``, ``number``, ``boolean``, ``timestamp`` (RFC 3339 only), ``json`` (compact
+    JSON text), ``object`` (the same, must be an object), ``attribute`` (one text value under
+    ``key``), ``attributes`` (an object flattened with dots, each key behind the prefix ``key``).
+
+    ``feeds``: as in ``OtlpPlan``, for the request's and arrival's sources. ``unknown``: what to do
+    with other members: ``ignore``, ``reject``, or the name of a map column to keep them in.
+    """
+
+    def __init__(
+        self,
+        outputs: Sequence[
+            tuple[Sequence[tuple[str, str]], Sequence[tuple[str, str, str, str]], Mapping[str, str]]
+        ],
+        *,
+        unknown: str = ...,
+    ) -> None: ...
+
+def otlp_protobuf(
+    body: Buffer,
+    plan: OtlpPlan,
+    outputs: Sequence[Columns],
+    *,
+    constants: Mapping[str, str],
+    arrival_ns: int,
+    time_min_ns: int = ...,
+    time_max_ns: int = ...,
+    column_bytes_max: int = ...,
+) -> Decoded:
+    """An ExportLogsServiceRequest in protobuf. Raises Malformed, TooLarge; then nothing was written.
+
+    ``constants``: text for the sources ``project_id`` and ``dialect``.
+    """
+
+def otlp_json(
+    body: Buffer,
+    plan: OtlpPlan,
+    outputs: Sequence[Columns],
+    *,
+    constants: Mapping[str, str],
+    arrival_ns: int,
+    time_min_ns: int = ...,
+    time_max_ns: int = ...,
+    column_bytes_max: int = ...,
+) -> Decoded:
+    """The same in OTLP/JSON: the same rows as the protobuf of the same message."""
+
+def entries(
+    body: Buffer,
+    plan: EntryPlan,
+    outputs: Sequence[Columns],
+    *,
+    constants: Mapping[str, str],
+    arrival_ns: int,
+    time_min_ns: int = ...,
+    time_max_ns: int = ...,
+    column_bytes_max: int = ...,
+    entries_max: int = ...,
+    nan_literals: bool = ...,
+) -> Decoded:
+    """Flat JSON entries, an array of objects or one object, all or nothing.
+
+    Raises Malformed (not JSON), Invalid (an entry's field), TooLarge.
+    """
+
+@final
+class Bucket:
+    """A token bucket: ``rate`` tokens a second, at most ``burst`` at once, times in nanoseconds."""
+
+    def __init__(self, rate: float, burst: float, now_ns: int) -> None: ...
+    def take(self, tokens: float, now_ns: int) -> float:
+        """0.0 when taken, else the seconds until it could be; then nothing is taken."""
+    def level(self, now_ns: int) -> float: ...

@@ -1,0 +1,125 @@
+"""Every metric and its meaning, in one table.
+
+Values are plain numbers, bumped at most a few times a request (never per record) and read when
+Prometheus scrapes. Labels are bounded: dialect, reason, table, shard; never a key or a project.
+
+Two identities hold at any moment, and a test holds them:
+    requests_received = requests_accepted + requests_refused + requests in flight
+    rows_accepted     = rows_stored + rows_buffered        (per table)
+and of the records in the requests that were decoded: records_received = records_accepted + records_rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+
+class Counter:
+    """A number that only grows, per label values."""
+
+    def __init__(self, name: str, meaning: str, labels: tuple[str, ...] = ()) -> None:
+        self.name, self.meaning, self.labels = name, meaning, labels
+        self.values: dict[tuple[str, ...], float] = {} if labels else {(): 0}
+
+    def add(self, amount: float, *labels: str) -> None:
+        self.values[labels] = self.values.get(labels, 0) + amount
+
+    def total(self) -> float:
+        return sum(self.values.values())
+
+    def family(self) -> Metric:
+        family = CounterMetricFamily(f"weir_{self.name}", self.meaning, labels=self.labels)
+        for labels, value in self.values.items():
+            family.add_metric(labels, value)
+        return family
+
+
+class Gauge:
+    """A number that comes and goes. ``read``, when set, supplies (labels, value) pairs at scrape."""
+
+    def __init__(self, name: str, meaning: str, labels: tuple[str, ...] = ()) -> None:
+        self.name, self.meaning, self.labels = name, meaning, labels
+        self.values: dict[tuple[str, ...], float] = {}
+        self.read: Callable[[], dict[tuple[str, ...], float]] | None = None
+
+    def set(self, value: float, *labels: str) -> None:
+        self.values[labels] = value
+
+    def family(self) -> Metric:
+        family = GaugeMetricFamily(f"weir_{self.name}", self.meaning, labels=self.labels)
+        for labels, value in (self.read() if self.read else self.values).items():
+            family.add_metric(labels, value)
+        return family
+
+
+class Histogram:
+    """Counts of observations up to each of ``bounds``, per label values."""
+
+    def __init__(self, name: str, meaning: str, bounds: tuple[float, ...], labels: tuple[str, ...] = ()) -> None:
+        self.name, self.meaning, self.labels, self.bounds = name, meaning, labels, bounds
+        self.counts: dict[tuple[str, ...], list[int]] = {}
+        self.sums: dict[tuple[str, ...], float] = {}
+
+    def observe(self, value: float, *labels: str) -> None:
+        counts = self.counts.get(labels)
+        if counts is None:
+            counts = self.counts[labels] = [0] * (len(self.bounds) + 1)
+        slot = 0
+        for bound in self.bounds:
+            if value <= bound:
+                break
+            slot += 1
+        counts[slot] += 1
+        self.sums[labels] = self.sums.get(labels, 0.0) + value
+
+    def family(self) -> Metric:
+        family = HistogramMetricFamily(f"weir_{self.name}", self.meaning, labels=self.labels)
+        for labels, counts in self.counts.items():
+            running, buckets = 0, []
+            for bound, count in zip((*(str(bound) for bound in self.bounds), "+Inf"), counts, strict=True):
+                running += count
+                buckets.append((bound, running))
+            family.add_metric(labels, buckets, self.sums[labels])
+        return family
+
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Metrics(Collector):
+    """The table. One instance per process, passed to whoever counts."""
+
+    def __init__(self) -> None:
+        by_dialect = ("dialect",)
+        self.requests_received = Counter("requests_received", "Requests whose path a dialect answers.", by_dialect)
+        self.requests_accepted = Counter("requests_accepted", "Requests answered with a 2xx.", by_dialect)
+        self.requests_refused = Counter("requests_refused", "Requests answered with an error.", ("dialect", "reason"))
+        self.request_seconds = Histogram("request_seconds", "From first header to answer.", _SECONDS, by_dialect)
+        self.body_bytes = Counter("body_bytes", "Bytes of request bodies as sent.", by_dialect)
+        self.records_received = Counter("records_received", "Records in the requests that were decoded.", by_dialect)
+        self.records_accepted = Counter("records_accepted", "Records that became rows.", by_dialect)
+        self.records_rejected = Counter("records_rejected", "Records that did not.", ("dialect", "reason"))
+        self.attributes_cut = Counter("attributes_cut", "Attributes, keys and values cut at a cap.", by_dialect)
+        self.timestamps_clamped = Counter("timestamps_clamped", "Timestamps outside the table's range.", by_dialect)
+        self.rows_accepted = Counter("rows_accepted", "Rows taken into the buffers.", ("table",))
+        self.rows_stored = Counter("rows_stored", "Rows ClickHouse confirmed.", ("table",))
+        self.rows_buffered = Gauge("rows_buffered", "Rows accepted and not yet stored.", ("table",))
+        self.ring_bytes = Gauge("ring_bytes", "Bytes buffered, of columns, blocks and inserts in flight.", ("shard",))
+        self.ring_capacity_bytes = Gauge("ring_capacity_bytes", "What a shard may buffer.", ("shard",))
+        self.oldest_unstored_seconds = Gauge("oldest_unstored_seconds", "Age of the oldest row not yet stored.")
+        self.inserts = Counter("inserts", "Insert attempts, by what became of them.", ("table", "outcome"))
+        self.insert_seconds = Histogram("insert_seconds", "Duration of an insert attempt.", _SECONDS, ("table",))
+        self.batch_rows = Histogram("batch_rows", "Rows of a batch.", (10, 100, 1e3, 1e4, 1e5, 1e6), ("table",))
+        self.inserts_in_flight = Gauge("inserts_in_flight", "Inserts sent and not yet answered.", ("shard",))
+        self.last_insert_timestamp_seconds = Gauge("last_insert_timestamp_seconds", "When an insert last succeeded.")
+        self.keys_loaded = Gauge("keys_loaded", "API keys held in memory.")
+        self.keys_age_seconds = Gauge("keys_age_seconds", "Since the keys were last known to be current.")
+        self.clickhouse_restarts = Counter("clickhouse_restarts", "Restarts of the embedded ClickHouse.")
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in vars(self).values():
+            if isinstance(metric, Counter | Gauge | Histogram):
+                yield metric.family()
