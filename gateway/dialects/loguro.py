@@ -1,0 +1,103 @@
+"""Loguro's ingest: ``POST /`` and ``POST /batch``, in Loguro's own JSON or OTLP (logu.ro/docs, Getting Started).
+
+Either path takes an entry or an array of entries, and answers 202 ``{"success":true,"status":"queued"}``.
+
+    level      debug info warning error critical heartbeat, in any case and with the usual aliases
+    message    the text; the one member that must be there
+    timestamp  RFC 3339; missing or "" is the time of arrival
+    context    any object; searchable by its flattened keys: context.order.id is the attribute order.id
+
+The documents leave open what follows; we decided:
+* An entry without ``message`` is refused (400 naming ``[i].message``): a misspelt member would
+  otherwise become an empty log with a 202. An entry without ``level`` has no severity. A number for a
+  timestamp is epoch seconds.
+* A request is accepted or refused whole. Members not in the list above are kept as attributes.
+* ``X-Request-Id`` is the trace id of records that bring none of their own.
+* OTLP by content: protobuf when the content type says so, OTLP/JSON when ``resourceLogs`` is a member
+  of the top-level object. Any other content type is read as JSON, as ``curl -d`` and beacons label it.
+* Errors are ``{"error": "<text>"}``. A spent quota is 402. Storage trouble is 503, never 500.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway import schema
+from gateway._native import EntryPlan, entries, json_member_present
+from gateway.config import DialectLimits
+from gateway.dialects import otlp
+from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows, refusal_headers
+from gateway.errors import Invalid, WeirError
+
+_LOGS = schema.OTEL_LOGS
+_RULES = (
+    ("level", "level", "SeverityText", ""),
+    ("message", "text required", "Body", ""),
+    ("timestamp", "time", "Timestamp", ""),
+    ("context", "attributes", "LogAttributes", ""),
+)
+_OF_THE_REQUEST = frozenset(
+    ("project_id", "dialect", "trace_id", "observed_time", "severity_number", "event_name", "frame", "row")
+)
+_FEEDS = {column: source for column, source in _LOGS.feeds.items() if source in _OF_THE_REQUEST}
+PLAN = EntryPlan([(_LOGS.layout, _RULES, _FEEDS)], unknown="LogAttributes")
+
+_QUEUED = Reply(202, b'{"success":true,"status":"queued"}', otlp.JSON)
+_OTLP_MEMBERS = (b"resourceLogs", b"resource_logs")
+
+
+def dialect(limits: DialectLimits) -> Dialect:
+    """``POST /`` and ``POST /batch``."""
+    return Dialect(
+        name="loguro",
+        routes=(("POST", "/"), ("POST", "/batch")),
+        limits=limits,
+        decode=decode,
+        accepted=accepted,
+        refused=refused,
+    )
+
+
+def decode(request: Request, body: bytes, context: Context, rows: Rows) -> Outcome:
+    """Raises Malformed, Invalid (naming the entry and its member), TooLarge."""
+    constants = {"dialect": "loguro"}
+    if request.request_id_sent:
+        constants["trace_id"] = request.request_id
+    encoding = otlp_encoding_of(request.media_type, body)
+    if encoding is not None:
+        outcome = otlp.decode_as(encoding, body, context, rows, constants, request.arrival_ns)
+        if outcome.rejected:
+            raise Invalid(outcome.message)
+        return outcome
+    decoded = entries(
+        body,
+        PLAN,
+        [rows.columns(_LOGS.name)],
+        constants={"project_id": context.project_id, **constants},
+        arrival_ns=request.arrival_ns,
+        time_min_ns=context.time_min_ns,
+        time_max_ns=context.time_max_ns,
+        column_bytes_max=context.column_bytes_max,
+    )
+    return Outcome.of(decoded)
+
+
+def otlp_encoding_of(media_type: str, body: bytes) -> str | None:
+    """Which OTLP encoding the body is in, or None when it is Loguro's own JSON."""
+    label = otlp.PROTOBUF if media_type == otlp.PROTOBUF else otlp.JSON
+    if otlp.encoding_of(label, body) == otlp.PROTOBUF:
+        return otlp.PROTOBUF
+    # Most bodies do not hold the word at all: look for it before parsing for it.
+    if any(name in body and json_member_present(body, name) for name in _OTLP_MEMBERS):
+        return otlp.JSON
+    return None
+
+
+def accepted(request: Request, outcome: Outcome) -> Reply:
+    """202, the same for one entry and for many."""
+    return _QUEUED
+
+
+def refused(request: Request, error: WeirError) -> Reply:
+    """``{"error": ...}`` with the error's own status."""
+    return Reply(error.status, msgspec.json.encode({"error": str(error)}), otlp.JSON, refusal_headers(error))

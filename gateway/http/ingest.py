@@ -1,0 +1,209 @@
+"""The story of a request: admit, authorize, read, decode, append, acknowledge.
+
+It is told over plain values, so that whoever owns the socket can call it. What it relies on is named
+by the protocols below: a gate that knows keys, a delivery that takes rows. Whatever happens, the
+sender gets one reply, in its dialect; a refusal leaves no row behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.config import Limits
+from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows
+from gateway.errors import GatewayError, WeirError
+from gateway.http import body
+from gateway.http.admission import Admission
+from gateway.http.body import Deadlines, Incoming
+from gateway.http.routes import Route
+from gateway.metrics import Metrics
+
+log = logging.getLogger("weir.http")
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Tenant(Protocol):
+    """Whose rows these are; ``gateway.tenants.gate.Tenant``."""
+
+    @property
+    def project_id(self) -> str: ...
+    @property
+    def key_id(self) -> str: ...
+
+
+class Gate(Protocol):
+    """Who is asking, and may they; ``gateway.tenants.gate.Gate``."""
+
+    def authorize(self, key: str | None, origin: str | None) -> Tenant:
+        """Raises Unauthorized, OriginRefused, KeysUnavailable."""
+        ...
+
+
+class Receipt(Protocol):
+    """A promise about appended rows."""
+
+    async def wait(self) -> object:
+        """Returns when the rows are as safe as a 2xx says. Raises GatewayError when they will not be."""
+        ...
+
+
+class OpenRows(Rows, Protocol):
+    """The rows of one request, until they are committed or taken back."""
+
+    def commit(self) -> Receipt: ...
+
+
+class Delivery(Protocol):
+    """Where rows go; ``gateway.delivery``. Leaving ``rows`` without a commit takes back what was written."""
+
+    def rows(self, project_id: str, expected_bytes: int) -> AbstractContextManager[OpenRows]:
+        """Raises Overloaded when ``expected_bytes`` do not fit."""
+        ...
+
+
+class Failed(GatewayError):
+    """Something that nobody foresaw. 503: senders drop what was answered with 500."""
+
+    reason = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """What the story needs besides the request. ``retention_s``: how far in the past a row may lie."""
+
+    gate: Gate
+    delivery: Delivery
+    admission: Admission
+    limits: Limits
+    metrics: Metrics
+    retention_s: float
+    now_ns: Callable[[], int] = time.time_ns
+    monotonic_s: Callable[[], float] = time.monotonic
+    mint_request_id: Callable[[], str] = lambda: uuid.uuid4().hex
+
+
+async def ingest(
+    house: Ingest, route: Route, method: str, path: str, headers: Mapping[str, str], incoming: Incoming
+) -> Reply:
+    """One request, from its headers to its reply. ``headers`` is looked up by lower-case names.
+
+    ``route`` is what the routes found for the path. Never raises but for cancellation.
+    """
+    began_s = house.monotonic_s()
+    dialect = route.dialect_for(method, headers)
+    request = _request(house, route, method, path, headers)
+    house.metrics.requests_received.add(1, dialect.name)
+    try:
+        reply = await _story(house, route, dialect, request, incoming)
+        house.metrics.requests_accepted.add(1, dialect.name)
+    except WeirError as error:
+        reply = _refusal(house, dialect, request, error)
+    except Exception as surprise:
+        reply = _refusal(house, dialect, request, _failed(surprise, dialect, request))
+    house.metrics.request_seconds.observe(house.monotonic_s() - began_s, dialect.name)
+    return Reply(reply.status, reply.body, reply.media_type, (*reply.headers, ("X-Request-Id", request.request_id)))
+
+
+async def _story(house: Ingest, route: Route, dialect: Dialect, request: Request, incoming: Incoming) -> Reply:
+    route.check_method(request.method)
+    limits, origin = dialect.limits, request.headers.get("origin")
+
+    # Admit: what cannot be taken is refused before it is read.
+    encoding = body.encoding_of(request.headers)
+    body.check_declared(incoming, limits.body_bytes_max)
+    with house.admission.admit(incoming.declared_bytes or 0) as ticket:
+        # Authorize, unless the key may be in the body.
+        key = dialect.header_key(request.headers)
+        if dialect.body_key is None:
+            tenant = house.gate.authorize(key, origin)
+
+        # Read.
+        deadlines = Deadlines(house.limits.body_timeout_ms / 1e3, house.limits.body_bytes_per_s_min)
+        sent = await body.read(incoming, bytes_max=limits.body_bytes_max, deadlines=deadlines, hold=ticket.hold)
+        house.metrics.body_bytes.add(len(sent), dialect.name)
+        content = await body.inflate(sent, encoding, bytes_max=limits.inflated_bytes_max, hold=ticket.hold)
+        if dialect.body_key is not None:
+            tenant = house.gate.authorize(dialect.body_key(content) or key, origin)
+
+        # Decode and append, or leave nothing behind.
+        with house.delivery.rows(tenant.project_id, len(content)) as rows:
+            outcome = dialect.decode(request, content, _context(house, tenant, request), rows)
+            receipt = rows.commit()
+        _count(house.metrics, dialect.name, outcome)
+
+        # The rows hold all the body said: let it go before waiting.
+        del sent, content
+        ticket.release()
+
+        # Acknowledge.
+        await receipt.wait()
+    return dialect.accepted(request, outcome)
+
+
+def _request(house: Ingest, route: Route, method: str, path: str, headers: Mapping[str, str]) -> Request:
+    sent_id = sent_request_id(headers)
+    return Request(
+        method=method,
+        path=path,
+        path_values=route.values,
+        headers=headers,
+        media_type=headers.get("content-type", "").partition(";")[0].strip().lower(),
+        arrival_ns=house.now_ns(),
+        request_id=sent_id or house.mint_request_id(),
+        request_id_sent=bool(sent_id),
+    )
+
+
+def sent_request_id(headers: Mapping[str, str]) -> str:
+    """The sender's X-Request-Id where it is one: what cannot be echoed in a header is not."""
+    sent_id = headers.get("x-request-id", "")
+    return sent_id if _REQUEST_ID.fullmatch(sent_id) else ""
+
+
+def _context(house: Ingest, tenant: Tenant, request: Request) -> Context:
+    return Context(
+        project_id=tenant.project_id,
+        time_min_ns=max(0, request.arrival_ns - int(house.retention_s * 1e9)),
+        time_max_ns=request.arrival_ns + house.limits.timestamp_ahead_ms_max * 1_000_000,
+        column_bytes_max=house.limits.column_bytes_max,
+    )
+
+
+def _count(metrics: Metrics, dialect: str, outcome: Outcome) -> None:
+    metrics.records_received.add(outcome.rows + outcome.rejections, dialect)
+    metrics.records_accepted.add(outcome.rows, dialect)
+    for reason, records in outcome.rejected.items():
+        metrics.records_rejected.add(records, dialect, reason)
+    metrics.attributes_cut.add(outcome.attributes_cut, dialect)
+    metrics.timestamps_clamped.add(outcome.timestamps_clamped, dialect)
+
+
+def _refusal(house: Ingest, dialect: Dialect, request: Request, error: WeirError) -> Reply:
+    house.metrics.requests_refused.add(1, dialect.name, error.reason)
+    log.debug(
+        "refused: %s", error.log, extra={"request_id": request.request_id, "dialect": dialect.name, "why": error.reason}
+    )
+    return dialect.refused(request, error)
+
+
+def _failed(surprise: Exception, dialect: Dialect, request: Request) -> Failed:
+    # The exception's own text may quote the request, so only its type and where it came from are logged.
+    log.error(
+        "a request failed for a reason nobody foresaw",
+        extra={
+            "request_id": request.request_id,
+            "dialect": dialect.name,
+            "exception_type": type(surprise).__qualname__,
+            "stack": "".join(traceback.format_tb(surprise.__traceback__)),
+        },
+    )
+    return Failed("the gateway could not take this request: send it again later", retry_after_s=1)

@@ -1,0 +1,247 @@
+"""Listening sockets and what they do to clients that are slow, many or broken; below every server here.
+
+aiohttp speaks HTTP. It has no deadline for headers, no cap on connections, and logs a stack trace for
+every broken request; this adds what is missing and keeps each answer in one TCP segment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import cast
+
+import msgspec
+from aiohttp import http_parser, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from gateway.dialects.dialect import Reply
+from gateway.errors import Malformed, SenderError
+from gateway.http.body import Disconnected, Incoming
+
+log = logging.getLogger("weir.http")
+
+_READ_BYTES = 256 << 10
+_BACKLOG = 1024
+_SWEEP_S = 0.5
+# A sender that is still writing sees our refusal only if we read on until it is done; for this long.
+_DRAIN_BYTES_MAX = 64 << 20
+_DRAIN_S = 2.0
+
+Handler = Callable[[web.BaseRequest, Incoming], Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long and how much of it: ``idle_s`` between requests, ``header_s`` for a request's headers."""
+
+    idle_s: float = 75.0
+    header_s: float = 10.0
+    connections_per_address_max: int = 512
+
+
+class Listener:
+    """Serves HTTP on some addresses until stopped. ``handle`` turns each request into a reply."""
+
+    def __init__(self, addresses: Sequence[str], handle: Handler, patience: Patience) -> None:
+        if getattr(http_parser, "HttpRequestParserC", None) is not http_parser.HttpRequestParser:
+            raise ImportError("aiohttp was installed without its C parser: install it from a wheel")
+        self._wanted = tuple(addresses)
+        self._handle = handle
+        self.patience = patience
+        self._sockets: list[asyncio.Server] = []
+        self._http: web.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self.in_flight = 0
+        self.connections: set[Connection] = set()
+        self.per_address: Counter[str] = Counter()
+
+    async def start(self) -> list[str]:
+        """The addresses it listens on, ``host:port``, in the order asked for. Raises OSError when one is taken."""
+        loop = asyncio.get_running_loop()
+        http = self._http = web.Server(self._answer)
+        actual: list[str] = []
+        for address in self._wanted:
+            host, _, port = address.rpartition(":")
+            try:
+                server = await loop.create_server(
+                    lambda: Connection(self, http, loop, self.patience),
+                    host.strip("[]"),
+                    int(port),
+                    backlog=_BACKLOG,
+                    start_serving=False,
+                )
+            except OSError as error:
+                await self.stop(0)
+                raise OSError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from None
+            self._sockets.append(server)
+            actual.append(f"{host}:{server.sockets[0].getsockname()[1]}")
+        for server in self._sockets:
+            await server.start_serving()
+        self._sweeper = loop.create_task(self._sweep())
+        return actual
+
+    async def stop(self, deadline_s: float) -> None:
+        """No new connections; requests in flight are answered, for at most ``deadline_s``; then all is closed."""
+        self._stopping = True
+        for server in self._sockets:
+            server.close()
+        for connection in list(self.connections):
+            if not connection.busy:
+                connection.close()
+        self._settle()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), deadline_s)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._sweeper
+        if self._http is not None:
+            await self._http.shutdown(0.1)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = cast(Connection, request.protocol)
+        connection.begin()
+        self.in_flight += 1
+        self._idle.clear()
+        try:
+            body = _Body(request)
+            reply = await self._handle(request, Incoming(request.content_length, body.chunk))
+            response = _response(reply)
+            if self._stopping or body.broken:
+                response.force_close()
+            await response.prepare(request)
+            await response.write_eof()
+            await body.drain()
+            return response
+        finally:
+            connection.end()
+            self.in_flight -= 1
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self.in_flight:
+            self._idle.set()
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            oldest_s = loop.time() - self.patience.header_s
+            for connection in list(self.connections):
+                if connection.header_began_s is not None and connection.header_began_s < oldest_s:
+                    connection.force_close()
+
+
+class Connection(web.RequestHandler):
+    """One client's connection."""
+
+    __slots__ = ("_address", "_listener", "busy", "header_began_s")
+
+    def __init__(
+        self, listener: Listener, server: web.Server, loop: asyncio.AbstractEventLoop, patience: Patience
+    ) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            keepalive_timeout=patience.idle_s,
+            access_log=None,  # type: ignore[arg-type]  # which is how it is switched off
+            lingering_time=0,
+            read_bufsize=_READ_BYTES,
+            auto_decompress=False,
+        )
+        self._listener = listener
+        self._address = ""
+        self.busy = False
+        self.header_began_s: float | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        self._address = str(peer[0]) if peer else ""
+        self._listener.connections.add(self)
+        self._listener.per_address[self._address] += 1
+        if self._listener.per_address[self._address] > self._listener.patience.connections_per_address_max:
+            self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._listener.connections.discard(self)
+        self._listener.per_address[self._address] -= 1
+        if not self._listener.per_address[self._address]:
+            del self._listener.per_address[self._address]
+        self.header_began_s = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.busy and self.header_began_s is None:
+            self.header_began_s = asyncio.get_running_loop().time()
+        super().data_received(data)
+
+    def begin(self) -> None:
+        """A request's headers are here."""
+        self.busy = True
+        self.header_began_s = None
+
+    def end(self) -> None:
+        """It was answered."""
+        self.busy = False
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is not HTTP: 400 and close. Nothing of it is logged or repeated; it may hold a key."""
+        error = "this is not a valid HTTP/1.1 request: the connection is closed"
+        response = _response(Reply(400, msgspec.json.encode({"error": error}), "application/json"))
+        response.force_close()
+        return response
+
+
+class _Body:
+    """A request's body as aiohttp has it."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+        self._invited = request.headers.get("expect", "").lower() != "100-continue"
+        self.broken = False
+
+    async def chunk(self) -> bytes:
+        """The next bytes, ``b""`` at the end. Raises Disconnected, Malformed."""
+        try:
+            if not self._invited:
+                self._invited = True
+                await self._request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self._request.writer.output_size = 0
+            return await self._request.content.readany()
+        except OSError:
+            self.broken = True
+            raise Disconnected("the connection was lost before the body was here") from None
+        except (web.RequestPayloadError, HttpProcessingError) as error:
+            self.broken = True
+            raise Malformed("the body's framing is broken: check Content-Length and chunk sizes") from error
+
+    async def drain(self) -> None:
+        """Reads on what a refused sender is still writing, so that it gets to see the refusal."""
+        if self.broken or not self._invited or self._request.content.is_eof():
+            return
+        drained = 0
+        with suppress(TimeoutError, SenderError):
+            async with asyncio.timeout(_DRAIN_S):
+                while drained < _DRAIN_BYTES_MAX and (chunk := await self.chunk()):
+                    drained += len(chunk)
+
+
+def _response(reply: Reply) -> web.Response:
+    headers = dict(reply.headers)
+    headers["Server"] = "weir"
+    if reply.media_type:
+        headers["Content-Type"] = reply.media_type
+    return web.Response(status=reply.status, body=reply.body, headers=headers)

@@ -1,0 +1,79 @@
+"""The servers: ingest, where senders connect, and admin, where operators do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+from aiohttp import web
+
+from gateway.config import Limits
+from gateway.dialects.dialect import Dialect, Reply
+from gateway.http import probes
+from gateway.http.body import Incoming
+from gateway.http.ingest import Ingest, ingest, sent_request_id
+from gateway.http.listener import Listener, Patience
+from gateway.http.probes import Probes
+from gateway.http.routes import Routes
+
+
+class IngestServer:
+    """Every dialect's paths, and ``/healthz``, on each of the addresses (``host:port``, port 0: a free one)."""
+
+    def __init__(self, listen: Sequence[str], house: Ingest, dialects: Sequence[Dialect]) -> None:
+        self._house = house
+        self._routes = Routes(dialects)
+        self._hint = "POST logs to one of " + ", ".join(self._routes.paths)
+        self._listener = Listener(listen, self._answer, _patience(house.limits))
+
+    async def start(self) -> list[str]:
+        """The addresses it listens on, in the order asked for. Raises OSError when one is taken."""
+        return await self._listener.start()
+
+    async def stop(self, deadline_s: float) -> None:
+        """No new requests; those in flight are answered, for at most ``deadline_s``."""
+        await self._listener.stop(deadline_s)
+
+    async def _answer(self, request: web.BaseRequest, incoming: Incoming) -> Reply:
+        path = request.path
+        route = self._routes.find(path)
+        if route is not None:
+            return await ingest(self._house, route, request.method, path, request.headers, incoming)
+        reply = probes.alive(request.method) if path == "/healthz" else not_found(self._hint)
+        sent_id = sent_request_id(request.headers)
+        return replace(reply, headers=(*reply.headers, ("X-Request-Id", sent_id))) if sent_id else reply
+
+
+class AdminServer:
+    """Probes and metrics."""
+
+    def __init__(self, listen: Sequence[str], observed: Probes, limits: Limits) -> None:
+        self._probes = observed
+        self._listener = Listener(listen, self._answer, _patience(limits))
+
+    async def start(self) -> list[str]:
+        """The addresses it listens on, in the order asked for. Raises OSError when one is taken."""
+        return await self._listener.start()
+
+    async def stop(self, deadline_s: float) -> None:
+        """No new requests; those in flight are answered, for at most ``deadline_s``."""
+        await self._listener.stop(deadline_s)
+
+    async def _answer(self, request: web.BaseRequest, incoming: Incoming) -> Reply:
+        verbose = "verbose" in request.query
+        reply = await self._probes.answer(request.method, request.path, verbose, request.headers.get("accept", ""))
+        return reply or not_found("there are " + ", ".join(self._probes.paths))
+
+
+def not_found(hint: str) -> Reply:
+    """404 for a path nobody answers."""
+    return Reply(404, msgspec.json.encode({"error": f"no such path; {hint}"}), "application/json")
+
+
+def _patience(limits: Limits) -> Patience:
+    return Patience(
+        idle_s=limits.idle_timeout_ms / 1e3,
+        header_s=limits.header_timeout_ms / 1e3,
+        connections_per_address_max=limits.connections_per_address_max,
+    )
