@@ -1,0 +1,101 @@
+"""The keys on disk: digests and records, never a key, so that a restart needs no Postgres.
+
+One line names the format and the SHA-256 of the rest; the rest is JSON::
+
+    weir-keys 1 4f1c...\\n
+    {"as_of":1760000000.5,"change":17,"live":[["<base64 of a digest>",{...}],...],"revoked":["<base64>",...]}
+
+The file is replaced whole, after its bytes have reached the disk, and readable by its owner alone.
+A file that is damaged, or of a format from the future, is left out with a warning: it is a help, never
+a reason not to start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from gateway.tenants.postgres import KeyRecord, KeyTable
+
+logger = logging.getLogger(__name__)
+
+_MAGIC = "weir-keys 1"
+# No write takes this long: an unfinished file of this age belongs to nobody.
+UNFINISHED_MAX_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """``table`` equalled the store at ``as_of``, wall-clock seconds."""
+
+    as_of: float
+    table: KeyTable
+
+
+class _Content(msgspec.Struct, frozen=True):
+    as_of: float
+    change: int
+    live: list[tuple[bytes, KeyRecord]]
+    revoked: list[bytes]
+
+
+def write(path: Path, snapshot: Snapshot) -> None:
+    """Replaces the file, all or nothing, durably. OSError when it cannot; the old one is then still there."""
+    table = snapshot.table
+    content = msgspec.json.encode(_Content(snapshot.as_of, table.change, list(table.live.items()), list(table.revoked)))
+    head = f"{_MAGIC} {hashlib.sha256(content).hexdigest()}\n".encode()
+    # Processes may share a snapshot, each with a name of its own for what it has not finished.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o600)
+            file.write(head)
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(path: Path) -> Snapshot | None:
+    """The snapshot, or None when there is none or it cannot be trusted (which is logged)."""
+    _tidy(path)
+    try:
+        head, _, content = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        logger.warning("key snapshot %s ignored: %s", path, error.strerror)
+        return None
+    if head != f"{_MAGIC} {hashlib.sha256(content).hexdigest()}".encode():
+        logger.warning("key snapshot %s ignored: damaged, or of another version", path)
+        return None
+    try:
+        kept = msgspec.json.decode(content, type=_Content)
+    except msgspec.MsgspecError:
+        logger.warning("key snapshot %s ignored: its content is not what this version writes", path)
+        return None
+    return Snapshot(kept.as_of, KeyTable(kept.change, dict(kept.live), frozenset(kept.revoked)))
+
+
+def _tidy(path: Path) -> None:
+    """Removes what processes that were killed while writing have left behind."""
+    for unfinished in path.parent.glob(f"{path.name}.*.new"):
+        with suppress(OSError):
+            if time.time() - unfinished.stat().st_mtime > UNFINISHED_MAX_S:
+                unfinished.unlink()

