@@ -11,6 +11,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "number.h reads and writes eight digits at a time, little-endian"
+#endif
+
 typedef unsigned __int128 uint128_t;
 
 /* ---- Powers of ten ---- */
@@ -71,9 +75,15 @@ __attribute__((constructor)) static void number_init(void) {
 
 /* ---- Writing ---- */
 
-static const char digit_pairs[201] =
-    "0001020304050607080910111213141516171819202122232425262728293031323334353637383940414243444546474849"
-    "5051525354555657585960616263646566676869707172737475767778798081828384858687888990919293949596979899";
+/* Eight digits of a number below 10^8, first digit in the lowest byte: halves, quarters, digits, side by side. */
+static inline uint64_t eight_digits(uint32_t value) {
+    uint64_t lanes = value / 10000 | (uint64_t)(value % 10000) << 32;
+    uint64_t tops = (lanes * 10486 >> 20) & UINT64_C(0x0000007F0000007F); /* each lane / 100 */
+    lanes = tops | (lanes - tops * 100) << 16;
+    tops = (lanes * 103 >> 10) & UINT64_C(0x000F000F000F000F); /* each lane / 10 */
+    lanes = tops | (lanes - tops * 10) << 8;
+    return lanes | UINT64_C(0x3030303030303030);
+}
 
 static inline int count_digits(uint64_t value) {
     static const uint64_t bounds[20] = {
@@ -85,24 +95,32 @@ static inline int count_digits(uint64_t value) {
     return guess + (value >= bounds[guess]);
 }
 
-/* Writes exactly `count` digits, with leading zeros if need be. */
+/* Writes `value` as exactly the `count` (1 to 20) digits it has. `out` has room for 8 bytes at least. */
 static inline void write_digits(uint64_t value, int count, uint8_t *out) {
-    while (count >= 2) {
-        count -= 2;
-        memcpy(out + count, digit_pairs + 2 * (value % 100), 2);
-        value /= 100;
+    uint64_t head = value, block;
+    if (count > 8)
+        head = count > 16 ? value / UINT64_C(10000000000000000) : value / 100000000;
+    int head_count = (count - 1) % 8 + 1;
+    block = eight_digits((uint32_t)head) >> (64 - 8 * head_count);
+    memcpy(out, &block, 8);
+    if (count > 16) {
+        block = eight_digits((uint32_t)(value / 100000000 % 100000000));
+        memcpy(out + head_count, &block, 8);
     }
-    if (count)
-        out[0] = (uint8_t)('0' + value % 10);
+    if (count > 8) {
+        block = eight_digits((uint32_t)(value % 100000000));
+        memcpy(out + count - 8, &block, 8);
+    }
 }
 
-/* Decimal text, at most 20 bytes; returns its length. */
+/* Decimal text; `out` has room for 20 bytes; returns the length. */
 static inline int format_uint64(uint64_t value, uint8_t *out) {
     int count = count_digits(value);
     write_digits(value, count, out);
     return count;
 }
 
+/* Decimal text; `out` has room for 21 bytes; returns the length. */
 static inline int format_int64(int64_t value, uint8_t *out) {
     if (value >= 0)
         return format_uint64((uint64_t)value, out);
@@ -155,7 +173,17 @@ static inline uint64_t shortest_decimal(uint64_t bits, int *exponent) {
 
 /* Lays out digits * 10^exponent as Python's repr does; returns the length. */
 static inline int layout_decimal(uint64_t digits, int exponent, uint8_t *out) {
-    while (digits % 10 == 0) {
+    for (; digits % 100000000 == 0; digits /= 100000000)
+        exponent += 8;
+    if (digits % 10000 == 0) {
+        digits /= 10000;
+        exponent += 4;
+    }
+    if (digits % 100 == 0) {
+        digits /= 100;
+        exponent += 2;
+    }
+    if (digits % 10 == 0) {
         digits /= 10;
         exponent++;
     }
@@ -185,13 +213,15 @@ static inline int layout_decimal(uint64_t digits, int exponent, uint8_t *out) {
     int power = point - 1;
     *end++ = 'e';
     *end++ = power < 0 ? '-' : '+';
-    unsigned size = (unsigned)(power < 0 ? -power : power);
-    int width = size < 100 ? 2 : 3;
-    write_digits(size, width, end);
-    return (int)(end - out) + width;
+    int size = power < 0 ? -power : power;
+    if (size >= 100)
+        *end++ = (uint8_t)('0' + size / 100);
+    *end++ = (uint8_t)('0' + size / 10 % 10);
+    *end++ = (uint8_t)('0' + size % 10);
+    return (int)(end - out);
 }
 
-/* Python's repr of a finite double; at most 24 bytes; returns the length. */
+/* Python's repr of a finite double; `out` has room for 32 bytes (24 are the most used); returns the length. */
 static inline int format_double(double value, uint8_t *out) {
     uint64_t bits;
     memcpy(&bits, &value, sizeof bits);
@@ -204,6 +234,12 @@ static inline int format_double(double value, uint8_t *out) {
         memcpy(out, "0.0", 3);
         return (int)(out - start) + 3;
     }
+    double size = value < 0 ? -value : value;
+    if (size < 1e15 && (double)(uint64_t)size == size) {
+        int length = format_uint64((uint64_t)size, out);
+        memcpy(out + length, ".0", 2);
+        return (int)(out - start) + length + 2;
+    }
     int exponent;
     uint64_t digits = shortest_decimal(bits, &exponent);
     return (int)(out - start) + layout_decimal(digits, exponent, out);
@@ -215,14 +251,39 @@ static inline int format_double(double value, uint8_t *out) {
 typedef struct {
     const uint8_t *whole, *fraction;
     size_t whole_size, fraction_size;
+    uint64_t digits;  /* whole and fraction as one number, wrapping where they are more than 19 digits */
     int64_t exponent; /* stops growing at 10^17, which no count of digits makes up for */
     int negative;
 } decimal_t;
 
-static inline size_t count_digit_bytes(const uint8_t *p, size_t n) {
+static inline int are_eight_digits(uint64_t bytes) {
+    /* Adding six carries what is above '9' out of the half byte; what is below '0' has another upper half. */
+    uint64_t carried = bytes + UINT64_C(0x0606060606060606);
+    const uint64_t upper_halves = UINT64_C(0xF0F0F0F0F0F0F0F0);
+    return ((bytes & upper_halves) | (carried & upper_halves) >> 4) == UINT64_C(0x3333333333333333);
+}
+
+/* The number of eight digits, the first in the lowest byte: pairs, fours, eight. */
+static inline uint32_t eight_digits_value(uint64_t bytes) {
+    bytes -= UINT64_C(0x3030303030303030);
+    bytes = (bytes * 10 + (bytes >> 8)) & UINT64_C(0x00FF00FF00FF00FF);
+    bytes = (bytes * 100 + (bytes >> 16)) & UINT64_C(0x0000FFFF0000FFFF);
+    return (uint32_t)(bytes * 10000 + (bytes >> 32));
+}
+
+/* How many digits p..p+n begins with; they are appended to *digits. */
+static inline size_t take_digits(const uint8_t *p, size_t n, uint64_t *digits) {
     size_t at = 0;
-    while (at < n && (unsigned)(p[at] - '0') <= 9)
-        at++;
+    uint64_t value = *digits, bytes;
+    for (; n - at >= 8; at += 8) {
+        memcpy(&bytes, p + at, sizeof bytes);
+        if (!are_eight_digits(bytes))
+            break;
+        value = value * 100000000 + eight_digits_value(bytes);
+    }
+    for (; at < n && (unsigned)(p[at] - '0') <= 9; at++)
+        value = value * 10 + (p[at] - (unsigned)'0');
+    *digits = value;
     return at;
 }
 
@@ -230,8 +291,9 @@ static inline size_t count_digit_bytes(const uint8_t *p, size_t n) {
 static inline int decimal_scan(const uint8_t *p, size_t n, decimal_t *out) {
     size_t at = n > 0 && p[0] == '-';
     out->negative = (int)at;
+    out->digits = 0;
     out->whole = p + at;
-    out->whole_size = count_digit_bytes(p + at, n - at);
+    out->whole_size = take_digits(p + at, n - at, &out->digits);
     if (out->whole_size == 0 || (out->whole_size > 1 && p[at] == '0'))
         return -1;
     at += out->whole_size;
@@ -241,7 +303,7 @@ static inline int decimal_scan(const uint8_t *p, size_t n, decimal_t *out) {
     if (at < n && p[at] == '.') {
         at++;
         out->fraction = p + at;
-        out->fraction_size = count_digit_bytes(p + at, n - at);
+        out->fraction_size = take_digits(p + at, n - at, &out->digits);
         if (out->fraction_size == 0)
             return -1;
         at += out->fraction_size;
@@ -250,12 +312,12 @@ static inline int decimal_scan(const uint8_t *p, size_t n, decimal_t *out) {
         at++;
         int negative = at < n && p[at] == '-';
         at += at < n && (p[at] == '-' || p[at] == '+');
-        size_t size = count_digit_bytes(p + at, n - at);
-        if (size == 0)
-            return -1;
-        for (size_t end = at + size; at < end; at++)
+        size_t first = at;
+        for (; at < n && (unsigned)(p[at] - '0') <= 9; at++)
             if (out->exponent < INT64_C(10000000000000000))
                 out->exponent = out->exponent * 10 + (p[at] - '0');
+        if (at == first)
+            return -1;
         if (negative)
             out->exponent = -out->exponent;
     }
@@ -392,6 +454,8 @@ static inline void natural_multiply_add(natural_t *natural, uint64_t factor, uin
 }
 
 static inline void natural_multiply_power(natural_t *natural, uint64_t base, int64_t exponent) {
+    for (; exponent >= 27; exponent -= 27)
+        natural_multiply_add(natural, base == 2 ? UINT64_C(1) << 27 : UINT64_C(7450580596923828125), 0);
     for (; exponent > 0; exponent--)
         natural_multiply_add(natural, base, 0);
 }
@@ -435,6 +499,8 @@ static int compare_with_middle(const decimal_t *decimal, size_t first, uint64_t 
 
 static inline uint64_t decimal_to_double(const decimal_t *decimal) {
     size_t count = decimal->whole_size + decimal->fraction_size, first = 0;
+    if (count <= 19)
+        return nearest_double(decimal->digits, decimal->exponent - (int64_t)decimal->fraction_size);
     while (first < count && decimal_digit(decimal, first) == 0)
         first++;
     size_t end = count - first > 19 ? first + 19 : count;

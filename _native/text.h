@@ -14,22 +14,46 @@
 
 /* ---- UTF-8 ---- */
 
-/* The bytes at the front of p..p+n that are ASCII; may stop early, but never on a full ASCII word. */
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "text.h reads its words little-endian"
+#endif
+
+static inline uint32_t text_load32(const uint8_t *p) {
+    uint32_t word;
+    memcpy(&word, p, sizeof word);
+    return word;
+}
+
+static inline uint64_t text_load64(const uint8_t *p) {
+    uint64_t word;
+    memcpy(&word, p, sizeof word);
+    return word;
+}
+
+/* Any bit set: not ASCII. At most 16 bytes; the words overlap in the middle. */
+static inline uint64_t short_high_bits(const uint8_t *p, size_t n) {
+    if (n >= 8)
+        return (text_load64(p) | text_load64(p + n - 8)) & UINT64_C(0x8080808080808080);
+    if (n >= 4)
+        return (text_load32(p) | text_load32(p + n - 4)) & 0x80808080;
+    return n == 0 ? 0 : (p[0] | p[n / 2] | p[n - 1]) & 0x80;
+}
+
+/* How many bytes at the front of p..p+n are ASCII. */
 static inline size_t ascii_prefix(const uint8_t *p, size_t n) {
     size_t at = 0;
 #if defined(__SSE2__)
-    for (; at + 16 <= n; at += 16) {
+    for (; n - at >= 16; at += 16) {
         int high = _mm_movemask_epi8(_mm_loadu_si128((const __m128i *)(const void *)(p + at)));
         if (high)
             return at + (size_t)__builtin_ctz((unsigned)high);
     }
 #endif
-    for (; at + 8 <= n; at += 8) {
-        uint64_t word;
-        memcpy(&word, p + at, sizeof word);
-        if (word & UINT64_C(0x8080808080808080))
+    for (; n - at > 16; at += 8)
+        if (text_load64(p + at) & UINT64_C(0x8080808080808080))
             break;
-    }
+    if (n - at <= 16 && short_high_bits(p + at, n - at) == 0)
+        return n;
     while (at < n && p[at] < 0x80)
         at++;
     return at;
@@ -67,20 +91,45 @@ static inline int utf8_sequence(const uint8_t *p, size_t n) {
     return length;
 }
 
+/* How many bytes at the front of p..p+n are whole, well-formed sequences of two to four bytes. */
+static inline size_t utf8_wide_prefix(const uint8_t *p, size_t n) {
+    size_t at = 0;
+    while (n - at >= 4) { /* The common two and three bytes by one load. */
+        uint32_t word = text_load32(p + at);
+        if ((word & 0xC0E0) == 0x80C0 && (word & 0x1E) != 0) {
+            at += 2;
+            continue;
+        }
+        uint32_t range = word & 0x200F; /* E0 must have this bit of its second byte, ED must not */
+        if ((word & 0xC0C0F0) == 0x8080E0 && range != 0 && range != 0x200D) {
+            at += 3;
+            continue;
+        }
+        int length = utf8_sequence(p + at, n - at);
+        if (length < 2)
+            return at;
+        at += (size_t)length;
+    }
+    while (at < n) {
+        int length = utf8_sequence(p + at, n - at);
+        if (length < 2)
+            break;
+        at += (size_t)length;
+    }
+    return at;
+}
+
 /* The length of the longest well-formed front of p..p+n. */
 static inline size_t utf8_valid_prefix(const uint8_t *p, size_t n) {
-    size_t at = 0;
-    for (;;) {
+    size_t at = ascii_prefix(p, n);
+    while (at < n) {
+        size_t wide = utf8_wide_prefix(p + at, n - at);
+        if (wide == 0)
+            break;
+        at += wide;
         at += ascii_prefix(p + at, n - at);
-        while (at < n && p[at] >= 0x80) {
-            int length = utf8_sequence(p + at, n - at);
-            if (length < 0)
-                return at;
-            at += (size_t)length;
-        }
-        if (at == n)
-            return n;
     }
+    return at;
 }
 
 static inline int utf8_is_valid(const uint8_t *p, size_t n) {
@@ -181,6 +230,15 @@ static inline int hex_value(uint8_t digit) {
 /* Writes 2 * n lower-case digits. */
 static inline void hex_encode(const uint8_t *p, size_t n, uint8_t *out) {
     static const char digits[] = "0123456789abcdef";
+    for (; n >= 4; n -= 4, p += 4, out += 8) { /* Four bytes become eight halves, the upper one first, in one word. */
+        uint64_t halves = text_load32(p);
+        halves = (halves | halves << 16) & UINT64_C(0x0000FFFF0000FFFF);
+        halves = (halves | halves << 8) & UINT64_C(0x00FF00FF00FF00FF);
+        halves = (halves >> 4 | halves << 8) & UINT64_C(0x0F0F0F0F0F0F0F0F);
+        uint64_t letters = (halves + UINT64_C(0x0606060606060606)) >> 4 & UINT64_C(0x0101010101010101);
+        halves += UINT64_C(0x3030303030303030) + letters * ('a' - '9' - 1);
+        memcpy(out, &halves, sizeof halves);
+    }
     for (size_t i = 0; i < n; i++) {
         out[2 * i] = (uint8_t)digits[p[i] >> 4];
         out[2 * i + 1] = (uint8_t)digits[p[i] & 15];
@@ -234,15 +292,20 @@ static inline int utf8_encode(uint32_t point, uint8_t *out) {
 
 /* Decodes the escape at p (a backslash) to at most four bytes; returns how many bytes of p it took, 0 when it is none. */
 static inline size_t json_escape(const uint8_t *p, size_t n, uint8_t *out, int *length) {
-    static const char names[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
     if (n < 2)
         return 0;
     *length = 1;
-    for (size_t i = 0; i < sizeof names - 1; i++)
-        if (p[1] == (uint8_t)names[i]) {
-            out[0] = (uint8_t)values[i];
-            return 2;
-        }
+    switch (p[1]) {
+    case '"':
+    case '\\':
+    case '/': out[0] = p[1]; return 2;
+    case 'n': out[0] = '\n'; return 2;
+    case 't': out[0] = '\t'; return 2;
+    case 'r': out[0] = '\r'; return 2;
+    case 'b': out[0] = '\b'; return 2;
+    case 'f': out[0] = '\f'; return 2;
+    default: break;
+    }
     int32_t unit = json_unicode_unit(p, n);
     if (unit < 0)
         return 0;
@@ -313,18 +376,18 @@ static inline int buffer_append_base64(buffer_t *out, const uint8_t *p, size_t n
     return 0;
 }
 
-/* The six bits of a digit of either alphabet; 64 or more when it is none. */
-static inline uint32_t base64_value(uint8_t digit) {
-    if (digit >= 'A' && digit <= 'Z')
-        return digit - (uint32_t)'A';
-    if (digit >= 'a' && digit <= 'z')
-        return digit - (uint32_t)'a' + 26;
-    if (digit >= '0' && digit <= '9')
-        return digit - (uint32_t)'0' + 52;
-    if (digit == '+' || digit == '-')
-        return 62;
-    return digit == '/' || digit == '_' ? 63 : 64;
-}
+/* One more than the six bits of a digit of either alphabet; 0 for any other byte. */
+static const uint8_t base64_values[256] = {
+    ['A'] = 1, ['B'] = 2, ['C'] = 3, ['D'] = 4, ['E'] = 5, ['F'] = 6, ['G'] = 7, ['H'] = 8, ['I'] = 9,
+    ['J'] = 10, ['K'] = 11, ['L'] = 12, ['M'] = 13, ['N'] = 14, ['O'] = 15, ['P'] = 16, ['Q'] = 17, ['R'] = 18,
+    ['S'] = 19, ['T'] = 20, ['U'] = 21, ['V'] = 22, ['W'] = 23, ['X'] = 24, ['Y'] = 25, ['Z'] = 26,
+    ['a'] = 27, ['b'] = 28, ['c'] = 29, ['d'] = 30, ['e'] = 31, ['f'] = 32, ['g'] = 33, ['h'] = 34, ['i'] = 35,
+    ['j'] = 36, ['k'] = 37, ['l'] = 38, ['m'] = 39, ['n'] = 40, ['o'] = 41, ['p'] = 42, ['q'] = 43, ['r'] = 44,
+    ['s'] = 45, ['t'] = 46, ['u'] = 47, ['v'] = 48, ['w'] = 49, ['x'] = 50, ['y'] = 51, ['z'] = 52,
+    ['0'] = 53, ['1'] = 54, ['2'] = 55, ['3'] = 56, ['4'] = 57,
+    ['5'] = 58, ['6'] = 59, ['7'] = 60, ['8'] = 61, ['9'] = 62,
+    ['+'] = 63, ['-'] = 63, ['/'] = 64, ['_'] = 64,
+};
 
 /* Decodes either alphabet, even mixed, padded to a multiple of four or not at all; `out` has room for n bytes.
  * Returns the number of bytes, or -1 when p..p+n is not base64. Bits left over at the end are ignored. */
@@ -334,15 +397,15 @@ static inline ssize_t base64_decode(const uint8_t *p, size_t n, uint8_t *out) {
     if (n % 4 == 1)
         return -1;
     size_t written = 0;
-    uint32_t bits = 0, seen = 0;
+    uint32_t bits = 0, wrong = 0;
     for (size_t i = 0; i < n; i++) {
-        uint32_t value = base64_value(p[i]);
-        seen |= value;
+        uint32_t value = base64_values[p[i]] - 1U;
+        wrong |= value;
         bits = bits << 6 | (value & 63);
         if (i % 4 != 0)
             out[written++] = (uint8_t)(bits >> (6 - 2 * (i % 4)));
     }
-    return seen >= 64 ? -1 : (ssize_t)written;
+    return wrong > 63 ? -1 : (ssize_t)written;
 }
 
 /* ---- Levels ---- */
