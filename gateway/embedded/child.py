@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import gateway
+
 logger = logging.getLogger(__name__)
 
 LOG_BYTES_MAX = 4 * 1024 * 1024
@@ -149,8 +151,8 @@ class Child:
             how = f"ended with status {status}"
         else:
             how = f"does not answer ({type(error).__name__})"
-        said = last_lines(self._command.log_path)
-        return f"{self._command.name} {how}; its log is {self._command.log_path}" + (f", its end: {said}" if said else "")
+        said = last_lines(self._command.log_path) or "empty"
+        return f"{self._command.name} {how}; the end of its log {self._command.log_path}: {said}"
 
 
 def signal_process(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
@@ -175,3 +177,10 @@ def last_lines(path: Path, *, bytes_max: int = 600) -> str:
     except OSError:
         return ""
     return " | ".join(line.strip() for line in text.splitlines() if line.strip())[-bytes_max:]
+
+
+def child_environment() -> dict[str, str]:
+    """Ours, with the package importable from any working directory."""
+    root = str(Path(gateway.__file__).parent.parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1"}

@@ -1,8 +1,17 @@
-"""CityHash128 as ClickHouse's block framing uses it (CityHash 1.0.2)."""
+"""CityHash128 as ClickHouse's block framing uses it (CityHash 1.0.2), where something provides it.
+
+With the package ``clickhouse-cityhash`` installed every checksum is verified. Without it ``AVAILABLE``
+is false: checksums of received blocks are not verified, and framed responses are refused.
+"""
 
 from __future__ import annotations
 
-from clickhouse_cityhash.cityhash import CityHash128
+try:
+    from clickhouse_cityhash.cityhash import CityHash128
+except ImportError:  # only the extra "test" asks for it
+    CityHash128 = None
+
+AVAILABLE: bool = CityHash128 is not None
 
 
 def city_hash_128(data: bytes) -> bytes:

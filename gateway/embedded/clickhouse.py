@@ -16,8 +16,7 @@ from pathlib import Path
 
 import aiohttp
 
-import gateway
-from gateway.embedded.child import Child, Command
+from gateway.embedded.child import Child, Command, child_environment
 
 START_DEADLINE_S = 60.0
 """A first start waits for a predecessor's lock, and a cold disk reads half a gigabyte of library."""
@@ -85,10 +84,3 @@ class EmbeddedClickHouse:
         async with aiohttp.ClientSession() as session, session.get(self.url + "/ping") as reply:
             if (await reply.text()).strip() != "Ok.":
                 raise OSError(f"{self.url}/ping does not answer Ok.")
-
-
-def child_environment() -> dict[str, str]:
-    """Ours, with the package importable from any working directory."""
-    root = str(Path(gateway.__file__).parent.parent)
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1"}

@@ -7,6 +7,7 @@ All of this blocks and belongs in a worker thread.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Mapping
@@ -59,6 +60,11 @@ def engine_error(error: BaseException) -> EngineError:
     text = str(error)
     match = CODE.search(text)
     return EngineError(int(match.group(1)), text[match.start() :]) if match else EngineError(1001, text)
+
+
+def server_error(code: int, message: str, name: str) -> EngineError:
+    """An error of our own, worded as ClickHouse words its."""
+    return EngineError(code, f"Code: {code}. DB::Exception: {message}. ({name})")
 
 
 @dataclass(frozen=True)
@@ -120,10 +126,8 @@ class Session:
         """Idempotent; an insert that was not finished is cancelled."""
         if self._inserter is not None:
             inserter, self._inserter = self._inserter, None
-            try:
+            with contextlib.suppress(RuntimeError):
                 inserter.cancel()
-            except RuntimeError:
-                pass
         self._connection.close()
 
     def prepare(self, database: str, settings: Mapping[str, str], parameters: Mapping[str, str]) -> None:
@@ -131,7 +135,7 @@ class Session:
         assignments = [f"{name} = {quoted(value)}" for name, value in {**SESSION_DEFAULTS, **settings}.items()]
         for name in (*settings, *parameters):
             if not SETTING_NAME.fullmatch(name):
-                raise EngineError(115, f"Code: 115. DB::Exception: Unknown setting {quoted(name)}. (UNKNOWN_SETTING)")
+                raise server_error(115, f"Unknown setting {quoted(name)}", "UNKNOWN_SETTING")
         assignments += [f"param_{name} = {quoted(value)}" for name, value in parameters.items()]
         if database and database != "default":
             self._run("USE " + identifier(database), "Null")
@@ -165,7 +169,7 @@ class Session:
         except RuntimeError:
             # The library only says that it failed; finishing says why.
             self.finish_insert()
-            raise EngineError(1001, "Code: 1001. DB::Exception: the insert was refused without a reason. (STD_EXCEPTION)") from None
+            raise server_error(1001, "the insert was refused without a reason", "STD_EXCEPTION") from None
 
     def finish_insert(self) -> Result:
         """Commit; raises EngineError, and then nothing that follows the last committed part was stored."""
@@ -177,8 +181,15 @@ class Session:
             raise engine_error(error) from error
         rows, size = result.rows_written, result.bytes_written
         elapsed_ns = int(result.elapsed * 1e9) or time.monotonic_ns() - started_ns
-        return Result(read_rows=rows, read_bytes=size, written_rows=rows, written_bytes=size, result_rows=rows,
-                      result_bytes=size, elapsed_ns=elapsed_ns)
+        return Result(
+            read_rows=rows,
+            read_bytes=size,
+            written_rows=rows,
+            written_bytes=size,
+            result_rows=rows,
+            result_bytes=size,
+            elapsed_ns=elapsed_ns,
+        )
 
     def _run(self, sql: str, default_format: str) -> Any:
         try:

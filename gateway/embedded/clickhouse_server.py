@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import json
 import logging
 import os
@@ -39,8 +38,9 @@ from gateway.embedded.clickhouse_compression import (
     content_encode,
     encode_blocks,
 )
-from gateway.embedded.clickhouse_engine import Engine, EngineError, Result, Session
+from gateway.embedded.clickhouse_engine import Engine, EngineError, Result, Session, server_error
 from gateway.embedded.clickhouse_statement import Statement, parse
+from gateway.embedded.directory_lock import hold
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -55,15 +55,31 @@ INSERT_STATEMENT_BYTES_MAX = 1 << 20
 INSERT_BYTES_MAX = 1 << 30
 REQUEST_LINE_BYTES_MAX = 16 << 20
 CHUNK_BYTES = 256 << 10
-LOCK_WAIT_S = 15.0
 PORT_WAIT_S = 5.0
 GRACE_S = 5.0
 
-NOT_SETTINGS = frozenset((
-    "query", "database", "default_format", "query_id", "session_id", "session_timeout", "session_check",
-    "close_session", "quota_key", "user", "password", "compress", "decompress", "buffer_size",
-    "wait_end_of_query", "stacktrace", "role", "client_protocol_version",
-))
+NOT_SETTINGS = frozenset(
+    (
+        "query",
+        "database",
+        "default_format",
+        "query_id",
+        "session_id",
+        "session_timeout",
+        "session_check",
+        "close_session",
+        "quota_key",
+        "user",
+        "password",
+        "compress",
+        "decompress",
+        "buffer_size",
+        "wait_end_of_query",
+        "stacktrace",
+        "role",
+        "client_protocol_version",
+    )
+)
 # ClickHouse, src/Server/HTTP/exceptionCodeToHTTPStatus.cpp
 STATUS_BY_CODE: Mapping[int, int] = {
     194: 401,
@@ -137,7 +153,7 @@ class Body:
                 chunk = await self._run(self._decode, chunk)
             self._left -= len(chunk)
             if self._left < 0:
-                raise EngineError(229, "Code: 229. DB::Exception: the body is too large. (QUERY_IS_TOO_LARGE)")
+                raise server_error(229, "the body is too large", "QUERY_IS_TOO_LARGE")
             if chunk:
                 return chunk
 
@@ -196,8 +212,7 @@ class Interface:
         query_id = http.query.get("query_id") or ""
         self._requests += 1
         try:
-            if self._requests > REQUESTS_MAX:
-                raise EngineError(202, "Code: 202. DB::Exception: Too many simultaneous queries. (TOO_MANY_SIMULTANEOUS_QUERIES)")
+            refuse_above(self._requests)
             form = await read_form(http)
             request = sort_parameters(http, form)
             query_id = request.query_id
@@ -278,7 +293,9 @@ class Interface:
         headers["Content-Type"] = "text/plain; charset=UTF-8"
         if "(version " not in message:
             message += f" (version {self._engine.version})"
-        return web.Response(status=STATUS_BY_CODE.get(code, 500), text=None, body=f"{message}\n".encode(), headers=headers)
+        return web.Response(
+            status=STATUS_BY_CODE.get(code, 500), text=None, body=f"{message}\n".encode(), headers=headers
+        )
 
     def _headers(self, query_id: str) -> dict[str, str]:
         return {
@@ -288,6 +305,11 @@ class Interface:
         }
 
 
+def refuse_above(requests: int) -> None:
+    if requests > REQUESTS_MAX:
+        raise server_error(202, "Too many simultaneous queries", "TOO_MANY_SIMULTANEOUS_QUERIES")
+
+
 async def read_form(http: web.Request) -> dict[str, str]:
     """The fields of a multipart form; an uploaded file would be a table of external data."""
     if http.content_type != "multipart/form-data":
@@ -295,7 +317,7 @@ async def read_form(http: web.Request) -> dict[str, str]:
     fields: dict[str, str] = {}
     for name, value in (await http.post()).items():
         if not isinstance(value, str):
-            raise EngineError(48, "Code: 48. DB::Exception: external data tables are not supported here. (NOT_IMPLEMENTED)")
+            raise server_error(48, "external data tables are not supported here", "NOT_IMPLEMENTED")
         fields[name] = value
     return fields
 
@@ -308,7 +330,7 @@ async def read_statement(body: Body, query: bytes) -> tuple[bytes, bool]:
         if len(text) >= INSERT_STATEMENT_BYTES_MAX and parse(text[:INSERT_STATEMENT_BYTES_MAX]).data is not None:
             return text, False
         if len(text) > STATEMENT_BYTES_MAX:
-            raise EngineError(229, "Code: 229. DB::Exception: the statement is too large. (QUERY_IS_TOO_LARGE)")
+            raise server_error(229, "the statement is too large", "QUERY_IS_TOO_LARGE")
     return text, True
 
 
@@ -316,7 +338,7 @@ def decode_text(text: bytes) -> str:
     try:
         return text.decode()
     except UnicodeDecodeError:
-        raise EngineError(62, "Code: 62. DB::Exception: the statement is not UTF-8 text. (SYNTAX_ERROR)") from None
+        raise server_error(62, "the statement is not UTF-8 text", "SYNTAX_ERROR") from None
 
 
 def content_type_of(output: str) -> str:
@@ -330,21 +352,6 @@ def content_type_of(output: str) -> str:
         return "text/csv; charset=UTF-8; header=" + ("present" if "WithNames" in output else "absent")
     binary = ("Native", "RowBinary", "Parquet", "Arrow", "ORC", "Avro", "MsgPack", "Protobuf")
     return "application/octet-stream" if output.startswith(binary) else "text/plain; charset=UTF-8"
-
-
-def lock(directory: Path) -> int:
-    """Own the directory, waiting for a predecessor that is just ending. The kernel frees it with the process."""
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise SystemExit(f"{directory} is in use by another process; is a second gateway running on it?") from None
-            time.sleep(0.02)
-        else:
-            return descriptor
 
 
 def bind(port: int, exactly: bool) -> socket.socket:
@@ -404,7 +411,7 @@ def main() -> None:
     given = arguments.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     lifeline.watch(given.parent, gone)
-    lock(given.directory)
+    hold(given.directory)
     os.chdir(given.directory)
     engine = Engine(given.directory)
     try:

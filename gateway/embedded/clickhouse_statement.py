@@ -24,7 +24,9 @@ TOKEN = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 INPUT_FUNCTION = re.compile(rb"\binput\s*\(", re.IGNORECASE)
-RESULT_WORDS = frozenset((b"SELECT", b"WITH", b"SHOW", b"DESCRIBE", b"DESC", b"EXPLAIN", b"EXISTS", b"CHECK", b"KILL", b"FROM"))
+RESULT_WORDS = frozenset(
+    (b"SELECT", b"WITH", b"SHOW", b"DESCRIBE", b"DESC", b"EXPLAIN", b"EXISTS", b"CHECK", b"KILL", b"FROM")
+)
 
 
 @dataclass(frozen=True)
