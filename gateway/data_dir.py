@@ -56,10 +56,11 @@ class DataDir:
             os.close(self._lock_descriptor)
             self._lock_descriptor = -1
 
-    def write(self, path: Path, text: str) -> None:
-        """Writes a file that only its owner may read, whole or not at all."""
+    def write(self, path: Path, text: str, *, mode: int = 0o600) -> None:
+        """Writes a file whole or not at all; unless ``mode`` says otherwise only its owner may read it."""
         draft = path.with_name(f".{path.name}.new")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        draft.unlink(missing_ok=True)  # one left by a crash would keep its mode
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  (a descriptor has no path)
             file.write(text)
             file.flush()

@@ -1,0 +1,280 @@
+"""The command line: each command a few lines into a room.
+
+    weir serve                      run the gateway
+    weir check [--connect]          are the settings usable, and do ClickHouse and Postgres answer
+    weir config print | schema      the settings in force, secrets masked; their JSON Schema
+    weir migrate [--dry-run]        bring Postgres and ClickHouse to this version
+    weir projects create | list
+    weir keys create | list | revoke
+
+Management commands speak to Postgres: the configured one, that of a gateway running on the same data
+directory, or one started for the moment. Exit codes: 0 done, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from gateway import app, config, demo, logs, schema
+from gateway.config import Config, ConfigError
+from gateway.data_dir import DataDirBusy
+from gateway.delivery.clickhouse import DeliveryError
+from gateway.dialects import registry
+from gateway.embedded.child import EngineFailed
+from gateway.engines import clickhouse_client, control_store, reach
+from gateway.tenants.postgres import ControlError, ControlStore
+
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+
+Arguments = argparse.Namespace
+Command = Callable[[Arguments, Config], Coroutine[Any, Any, int]]
+
+
+class CommandFailed(Exception):
+    """The command cannot do what was asked; the text says what to do."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    parsed = parser().parse_args(arguments)
+    try:
+        settings = config.load(parsed.config, os.environ)
+    except ConfigError as error:
+        print("The settings cannot be used:", *error.problems, sep="\n  ", file=sys.stderr)
+        return FAILED
+    logs.configure(settings.log.level if parsed.command is serve else "warning", settings.log.format)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            command: Command = parsed.command
+            return runner.run(command(parsed, settings))
+    except (CommandFailed, app.CannotStart, ControlError, DeliveryError, DataDirBusy, EngineFailed) as error:
+        print(f"weir: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"weir: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+    except KeyboardInterrupt:
+        print("weir: interrupted", file=sys.stderr)
+    return FAILED
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and its arguments."""
+    root = argparse.ArgumentParser(prog="weir", description="A log-ingest gateway in front of ClickHouse.")
+    root.add_argument("--version", action=_Version)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings (TOML); else config/weir.toml where it exists"
+    )
+    printing = argparse.ArgumentParser(add_help=False, parents=[common])
+    printing.add_argument("--json", action="store_true", help="print JSON")
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(at: Any, name: str, command: Command, about: str, *, prints: bool = True) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = at.add_parser(
+            name, help=about, description=about, parents=[printing if prints else common]
+        )
+        added.set_defaults(command=command)
+        return added
+
+    def group(name: str, about: str) -> Any:
+        return commands.add_parser(name, help=about, description=about).add_subparsers(metavar="COMMAND", required=True)
+
+    add(commands, "serve", serve, "Run the gateway until SIGTERM or Ctrl-C.", prints=False)
+    check_ = add(commands, "check", check, "Check the settings.")
+    check_.add_argument("--connect", action="store_true", help="also ask ClickHouse and Postgres")
+    config_ = group("config", "The settings.")
+    add(config_, "print", config_print, "Print the settings in force, secrets masked.")
+    add(config_, "schema", config_schema, "Print the settings' JSON Schema.")
+    migrate_ = add(commands, "migrate", migrate, "Bring Postgres and ClickHouse to this version.")
+    migrate_.add_argument("--dry-run", action="store_true", help="only say what would be done")
+
+    projects = group("projects", "Who owns rows.")
+    create = add(projects, "create", projects_create, "Create a project.")
+    create.add_argument("slug", help="a short name, a-z 0-9 -")
+    create.add_argument("--name", default="", help="a name for people")
+    add(projects, "list", projects_list, "List the projects.")
+
+    keys = group("keys", "Who may send.")
+    create = add(keys, "create", keys_create, "Create a key. Its secret is printed once and never again.")
+    create.add_argument("--project", required=True, metavar="SLUG")
+    create.add_argument("--kind", choices=("server", "browser"), default="server")
+    create.add_argument("--dialect", required=True, choices=_dialect_names())
+    create.add_argument("--name", default="", help="a name for people")
+    create.add_argument(
+        "--origins", nargs="+", default=[], metavar="ORIGIN", help="of a browser key: https://app.example"
+    )
+    list_ = add(keys, "list", keys_list, "List the keys, without their secrets.")
+    list_.add_argument("--project", metavar="SLUG")
+    revoke = add(keys, "revoke", keys_revoke, "Revoke a key, for ever, within a second.")
+    revoke.add_argument("key_id", metavar="KEY_ID", help="as `weir keys list` prints it")
+    return root
+
+
+class _Version(argparse.Action):
+    """Prints the version; looked up only then, since a checkout on the path has none."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="print the version and stop")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        try:
+            print("weir", version("weir"))
+        except PackageNotFoundError:
+            print("weir, not installed: run from", Path(__file__).parent)
+        parser.exit()
+
+
+def _dialect_names() -> list[str]:
+    """Of the dialects there are, and of those the demo project has a key for already."""
+    there = {dialect.name for dialect in registry(Config().limits)}
+    return sorted(there | {dialect for _, _, dialect, _ in demo.KEYS})
+
+
+async def serve(arguments: Arguments, settings: Config) -> int:
+    return DONE if await app.serve(settings) else FAILED
+
+
+async def check(arguments: Arguments, settings: Config) -> int:
+    found = {"settings": "fine"}
+    problems: list[str] = []
+    if arguments.connect:
+        problems = await _look_at_engines(settings, found)
+    _print({**found, "problems": problems} if arguments.json else found, arguments.json)
+    if problems and not arguments.json:
+        print(*problems, sep="\n", file=sys.stderr)
+    return FAILED if problems else DONE
+
+
+async def _look_at_engines(settings: Config, found: dict[str, str]) -> list[str]:
+    """Fills in what each configured engine is; returns what it lacks."""
+    problems: list[str] = []
+    found["clickhouse"] = found["postgres"] = "none configured: Weir runs its own"
+    if settings.clickhouse.url:
+        async with clickhouse_client(settings, settings.clickhouse.url) as clickhouse:
+            found["clickhouse"] = "version " + ".".join(map(str, await clickhouse.version()))
+            problems += await clickhouse.missing_columns(schema.TABLES)
+    if settings.postgres.dsn:
+        async with control_store(settings.postgres.dsn) as store:
+            pending = await store.migrate(dry_run=True)
+            found["postgres"] = "answers"
+            problems += [f"Postgres lacks migration {name}: run `weir migrate`" for name in pending]
+    return problems
+
+
+async def config_print(arguments: Arguments, settings: Config) -> int:
+    tree = config.masked(settings)
+    sys.stdout.write(json.dumps(tree, indent=2) + "\n" if arguments.json else config.to_toml(tree))
+    return DONE
+
+
+async def config_schema(arguments: Arguments, settings: Config) -> int:
+    print(json.dumps(config.schema(), indent=2))
+    return DONE
+
+
+async def migrate(arguments: Arguments, settings: Config) -> int:
+    async with reach(settings, clickhouse=True) as engines:
+        async with control_store(engines.postgres_dsn) as store:
+            postgres = await store.migrate(dry_run=arguments.dry_run)
+        async with clickhouse_client(settings, engines.clickhouse_url) as clickhouse:
+            lacking = await clickhouse.missing_columns(schema.TABLES)
+            if lacking and not arguments.dry_run:
+                await clickhouse.create_tables(schema.TABLES, retention_days=settings.clickhouse.retention_days)
+                still = await clickhouse.missing_columns(schema.TABLES)
+                if still:
+                    raise CommandFailed("ClickHouse needs you:\n" + "\n".join(still))
+    if arguments.json:
+        _print({"dry_run": arguments.dry_run, "postgres": postgres, "clickhouse": lacking}, as_json=True)
+    elif not postgres and not lacking:
+        print("Everything is there.")
+    else:
+        print("Would change:" if arguments.dry_run else "Changed:", *postgres, *lacking, sep="\n  ")
+    return DONE
+
+
+async def projects_create(arguments: Arguments, settings: Config) -> int:
+    async with _management(settings) as store:
+        project = await store.create_project(arguments.slug, arguments.name)
+    _print(msgspec.to_builtins(project), arguments.json)
+    return DONE
+
+
+async def projects_list(arguments: Arguments, settings: Config) -> int:
+    async with _management(settings) as store:
+        projects = await store.list_projects()
+    _print(msgspec.to_builtins(projects), arguments.json)
+    return DONE
+
+
+async def keys_create(arguments: Arguments, settings: Config) -> int:
+    async with _management(settings) as store:
+        key, secret = await store.create_key(
+            arguments.project,
+            kind=arguments.kind,
+            dialect=arguments.dialect,
+            name=arguments.name,
+            origins=arguments.origins,
+        )
+    _print({**msgspec.to_builtins(key), "secret": secret}, arguments.json)
+    if not arguments.json:
+        print("Keep the secret now: it is not stored and cannot be shown again.", file=sys.stderr)
+    return DONE
+
+
+async def keys_list(arguments: Arguments, settings: Config) -> int:
+    async with _management(settings) as store:
+        keys = await store.list_keys(arguments.project)
+    _print(msgspec.to_builtins(keys), arguments.json)
+    return DONE
+
+
+async def keys_revoke(arguments: Arguments, settings: Config) -> int:
+    async with _management(settings) as store:
+        revoked = await store.revoke_key(arguments.key_id)
+    if not revoked:
+        raise CommandFailed(f"there is no live key {arguments.key_id}; `weir keys list` shows their ids")
+    _print({"id": arguments.key_id, "revoked": True}, arguments.json)
+    return DONE
+
+
+@asynccontextmanager
+async def _management(settings: Config) -> AsyncIterator[ControlStore]:
+    """The control store, its tables in place."""
+    async with reach(settings, clickhouse=False) as engines, control_store(engines.postgres_dsn) as store:
+        if engines.postgres:
+            await store.migrate()
+        elif pending := await store.migrate(dry_run=True):
+            raise CommandFailed(f"Postgres lacks {', '.join(pending)}: run `weir migrate`")
+        yield store
+
+
+def _print(data: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """JSON, or one ``name  value`` a line, or a table with a head."""
+    if as_json:
+        print(json.dumps(data, indent=2, ensure_ascii=False))
+        return
+    rows = [[name, _cell(value)] for name, value in data.items()] if isinstance(data, Mapping) else _table(data)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _table(data: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    return [list(data[0]), *([_cell(value) for value in row.values()] for row in data)] if data else []
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "-"
+    return "-" if value is None or value == "" else str(value)

@@ -1,0 +1,127 @@
+"""ClickHouse and Postgres: the configured ones, else Weir's own, started here and stopped here.
+
+A command that runs beside a gateway uses that gateway's engines; when none runs, it starts its own
+for the moment. The lock of the data directory decides which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from gateway.config import Config
+from gateway.data_dir import DataDir, DataDirBusy
+from gateway.delivery.clickhouse import ClickHouse
+from gateway.embedded.clickhouse import EmbeddedClickHouse
+from gateway.embedded.postgres import EmbeddedPostgres
+from gateway.tenants.postgres import ControlStore
+
+_WAIT_S = 15.0
+_POLL_S = 0.1
+
+
+class Engines:
+    """``clickhouse_url`` and ``postgres_dsn``, valid from ``start`` to ``stop``."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: DataDir,
+        *,
+        clickhouse: bool = True,
+        on_restart: Callable[[], None] | None = None,
+    ) -> None:
+        self.clickhouse_url = config.clickhouse.url
+        self.postgres_dsn = config.postgres.dsn
+        self.clickhouse: EmbeddedClickHouse | None = None
+        self.postgres: EmbeddedPostgres | None = None
+        if clickhouse and not config.clickhouse.url:
+            self.clickhouse = EmbeddedClickHouse(
+                directory.path, port=config.clickhouse.embedded_port, on_restart=on_restart
+            )
+        if not config.postgres.dsn:
+            self.postgres = EmbeddedPostgres(directory.path)
+
+    async def start(self) -> None:
+        """Starts what is ours, both at once: each takes about a second."""
+        async with asyncio.TaskGroup() as starting:
+            clickhouse = starting.create_task(self.clickhouse.start()) if self.clickhouse else None
+            postgres = starting.create_task(self.postgres.start()) if self.postgres else None
+        if clickhouse:
+            self.clickhouse_url = clickhouse.result()
+        if postgres:
+            self.postgres_dsn = postgres.result()
+
+    async def stop(self) -> None:
+        """Stops what is ours. Also right after a ``start`` that failed."""
+        async with asyncio.TaskGroup() as stopping:
+            for engine in (self.clickhouse, self.postgres):
+                if engine:
+                    stopping.create_task(engine.stop())
+
+
+@asynccontextmanager
+async def reach(config: Config, *, clickhouse: bool) -> AsyncIterator[Engines]:
+    """The engines for one command; ClickHouse only when asked for. Raises DataDirBusy when they cannot be had."""
+    directory = DataDir(config.data_path)
+    engines = Engines(config, directory, clickhouse=clickhouse)
+    if not engines.clickhouse and not engines.postgres:
+        yield engines
+        return
+    if await _found(engines, directory):
+        yield engines
+        return
+    try:
+        await engines.start()
+        yield engines
+    finally:
+        await engines.stop()
+        directory.unlock()
+
+
+async def _found(engines: Engines, directory: DataDir) -> bool:
+    """True with the running gateway's addresses filled in; False with the directory locked for us."""
+    deadline = asyncio.get_running_loop().time() + _WAIT_S
+    while True:
+        try:
+            directory.lock()
+        except DataDirBusy:
+            listen = directory.read_json(directory.listen)
+            # A gateway writes both files when it is ready; until then it is starting or stopping.
+            if listen is not None and (not engines.postgres or directory.dsn.exists()):
+                engines.clickhouse_url = engines.clickhouse_url or listen["clickhouse"]
+                engines.postgres_dsn = engines.postgres_dsn or directory.dsn.read_text("utf-8").strip()
+                return True
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(_POLL_S)
+        else:
+            return False
+
+
+@asynccontextmanager
+async def clickhouse_client(config: Config, url: str) -> AsyncIterator[ClickHouse]:
+    """A client to the ClickHouse at ``url``, with the configured account."""
+    clickhouse = ClickHouse(
+        url,
+        user=config.clickhouse.user,
+        password=config.clickhouse.password,
+        database=config.clickhouse.database,
+        insert_timeout_s=config.delivery.insert_timeout_ms / 1000,
+    )
+    await clickhouse.start()
+    try:
+        yield clickhouse
+    finally:
+        await clickhouse.close()
+
+
+@asynccontextmanager
+async def control_store(dsn: str) -> AsyncIterator[ControlStore]:
+    """The control store at ``dsn``. Raises StoreUnavailable when it is away."""
+    store = await ControlStore.connect(dsn)
+    try:
+        yield store
+    finally:
+        await store.close()
