@@ -1,0 +1,470 @@
+"""One shard's flusher: blocks become batches, batches become inserts, until every row is stored once.
+
+What becomes of a batch:
+
+    sealed --insert--> clean OK --------------------------------------------> stored
+                 |         '--(ever ambiguous, or fewer rows written)--> count --all there--> stored
+                 |                                                         '--> insert what is missing
+                 |                                                              under a new token, count again
+                 '--> error --> waits --> the same bytes, the same token
+
+A deduplication token alone is not exactly-once: the server can have recorded it and lost the part
+(killed between the two), and an insert over several partitions is not atomic. So after any doubt the
+same token is sent until there is a clean answer - from then on no earlier attempt can still come
+through - and then the rows of each frame are counted.
+
+A batch that waits gives its place in flight to others and holds its table: rows pile up in blocks
+and go out in larger batches later. Poison is set aside and holds nothing. Nothing is ever dropped,
+and there is no last retry. When the server is away the ring fills and requests are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from gateway.delivery.clickhouse import (
+    CUT_SHORT,
+    MEMORY_LIMIT,
+    Ambiguous,
+    Busy,
+    ClickHouse,
+    DeliveryError,
+    Operator,
+    Poison,
+)
+from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.ring import Block, Ring
+from gateway.delivery.settings import Settings
+from gateway.metrics import Metrics
+from gateway.schema import Table
+
+log = logging.getLogger(__name__)
+
+SUSPICIONS_MAX = 5
+"""So often a block may look cut short, or a batch too large for the server, before we believe it."""
+REPAIRS_MAX = 8
+"""So many rounds of inserting what is missing; then the table does not keep these rows."""
+
+
+@dataclass(slots=True, eq=False)
+class Repair:
+    """Rows to insert again: whole frames, or (``absent``) those rows of one frame that are not there."""
+
+    blocks: list[Block]
+    absent: bool
+    token: str
+    doubtful: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """What one insert carries, and how far it got.
+
+    ``doubtful``: some attempt's outcome is not known. ``answered``: a clean OK came, or no attempt can
+    still come through; from here on frames are counted.
+    """
+
+    table: Table
+    blocks: list[Block]
+    token: str
+    rows: int
+    held_bytes: int
+    since: float
+    doubtful: bool = False
+    answered: bool = False
+    attempts: int = 0
+    suspicions: int = 0
+    repair: Repair | None = None
+    repairs: int = 0
+    repair_blocks_max: int = 1 << 30
+    due: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Queue:
+    """One table's blocks by project, and its batches that wait for another try."""
+
+    table: Table
+    blocks: dict[str, deque[Block]] = field(default_factory=dict)
+    turn: deque[str] = field(default_factory=deque)
+    rows: int = 0
+    data_bytes: int = 0
+    since: float = 0.0
+    sent: set[Batch] = field(default_factory=set)
+    waiting: list[Batch] = field(default_factory=list)
+    aside: list[Batch] = field(default_factory=list)
+    parked: str = ""
+
+    def add(self, block: Block) -> None:
+        """Line up a block behind its project's others."""
+        mine = self.blocks.get(block.project_id)
+        if mine is None:
+            mine = self.blocks[block.project_id] = deque()
+            self.turn.append(block.project_id)
+        mine.append(block)
+        if not self.rows:
+            self.since = block.since
+        self.rows += block.rows
+        self.data_bytes += len(block.data)
+
+    def take(self, rows_max: int, bytes_max: int) -> list[Block]:
+        """Blocks for one batch, one from each project in turn; at least one."""
+        taken: list[Block] = []
+        rows = data_bytes = 0
+        while self.turn:
+            project_id = self.turn[0]
+            mine = self.blocks[project_id]
+            rows += mine[0].rows
+            data_bytes += len(mine[0].data)
+            if taken and (rows > rows_max or data_bytes > bytes_max):
+                break
+            taken.append(mine.popleft())
+            self.turn.popleft()
+            if mine:
+                self.turn.append(project_id)
+            else:
+                del self.blocks[project_id]
+        self.rows -= sum(block.rows for block in taken)
+        self.data_bytes -= sum(len(block.data) for block in taken)
+        self.since = min((mine[0].since for mine in self.blocks.values()), default=0.0)
+        return taken
+
+    def batches(self) -> Iterator[Batch]:
+        """All that are sealed and not stored."""
+        yield from self.sent
+        yield from self.waiting
+        yield from self.aside
+
+
+class Flusher:
+    """The flusher of one ring. ``random`` gives numbers in [0, 1), ``wall`` seconds since 1970."""
+
+    def __init__(
+        self,
+        ring: Ring,
+        clickhouse: ClickHouse,
+        settings: Settings,
+        *,
+        frames: FrameNumbers,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        random: Callable[[], float],
+    ) -> None:
+        self._ring = ring
+        self._clickhouse = clickhouse
+        self._settings = settings
+        self._frames = frames
+        self._metrics = metrics
+        self._clock = clock
+        self._wall = wall
+        self._random = random
+        self._queues: dict[str, Queue] = {}
+        self._inserts: set[asyncio.Task[None]] = set()
+        self._runner: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._unstored: dict[int, int] = {}
+        self._flushes: list[tuple[int, asyncio.Future[None]]] = []
+        self._alarms: dict[tuple[str, str], tuple[float, int]] = {}
+        ring.take = self.take
+
+    @property
+    def in_flight(self) -> int:
+        """Inserts sent and not yet answered."""
+        return len(self._inserts)
+
+    def add_table(self, table: Table) -> None:
+        """Blocks of this table may come."""
+        self._queues[table.name] = Queue(table)
+
+    def take(self, block: Block) -> None:
+        """Take charge of a block."""
+        queue = self._queues[block.table]
+        first = not queue.rows
+        queue.add(block)
+        self._unstored[block.flushes] = self._unstored.get(block.flushes, 0) + 1
+        if first or self._full(queue):
+            self._wake.set()
+
+    async def start(self) -> None:
+        """Start sending."""
+        self._runner = asyncio.create_task(self._run(), name=f"flusher-{self._ring.shard}")
+
+    async def stop(self) -> None:
+        """Stop sending; inserts under way are cut off."""
+        tasks = [*self._inserts, *([self._runner] if self._runner else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def flush(self) -> None:
+        """Return when all blocks taken so far are stored; what waits for a retry is tried now."""
+        upto = self._ring.flushes
+        self._ring.flushes += 1
+        self._hurry()
+        if not any(flushes <= upto for flushes in self._unstored):
+            return
+        entry = (upto, asyncio.get_running_loop().create_future())
+        self._flushes.append(entry)
+        self._wake.set()
+        try:
+            await entry[1]
+        finally:
+            self._flushes.remove(entry)
+
+    def oldest(self) -> float | None:
+        """The clock when the oldest row that is not stored came, of those in blocks."""
+        return min(
+            (
+                since
+                for queue in self._queues.values()
+                for since in (*((queue.since,) if queue.rows else ()), *(batch.since for batch in queue.batches()))
+            ),
+            default=None,
+        )
+
+    def tables(self) -> dict[str, dict[str, object]]:
+        """What each table has waiting, for a person; counted afresh."""
+        return {
+            name: {
+                "rows_sealing": sum(block.rows for mine in queue.blocks.values() for block in mine),
+                "rows_sealed": sum(block.rows for batch in queue.batches() for block in batch.blocks),
+                "batches_in_flight": len(queue.sent),
+                "batches_waiting": len(queue.waiting),
+                "batches_set_aside": len(queue.aside),
+                "parked": queue.parked,
+            }
+            for name, queue in self._queues.items()
+        }
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            now = self._clock()
+            while len(self._inserts) < self._settings.inserts_in_flight:
+                batch = self._next(now)
+                if batch is None:
+                    break
+                task = asyncio.create_task(self._send(batch))
+                self._inserts.add(task)
+                task.add_done_callback(self._inserts.discard)
+            due = self._due() if len(self._inserts) < self._settings.inserts_in_flight else None
+            try:
+                async with asyncio.timeout(None if due is None else max(due - now, 0.001)):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def _next(self, now: float) -> Batch | None:
+        """The next batch to send; tables take turns."""
+        for name, queue in self._queues.items():
+            batch = self._retry(queue, now) or self._seal(queue, now)
+            if batch is not None:
+                self._queues[name] = self._queues.pop(name)
+                queue.sent.add(batch)
+                return batch
+        return None
+
+    def _retry(self, queue: Queue, now: float) -> Batch | None:
+        for batches in (queue.waiting, queue.aside):
+            for batch in batches:
+                if batch.due <= now:
+                    batches.remove(batch)
+                    return batch
+        return None
+
+    def _seal(self, queue: Queue, now: float) -> Batch | None:
+        if not queue.rows or self._held(queue) or now < self._sealing(queue):
+            return None
+        blocks = queue.take(self._settings.batch_rows, self._settings.batch_bytes)
+        rows = sum(block.rows for block in blocks)
+        self._metrics.batch_rows.observe(rows, queue.table.name)
+        return Batch(
+            queue.table,
+            blocks,
+            self._frames.token(),
+            rows,
+            held_bytes=sum(block.held_bytes for block in blocks),
+            since=min(block.since for block in blocks),
+        )
+
+    def _held(self, queue: Queue) -> bool:
+        """Whether the table is in trouble: then it gets no new batches until an old one is through."""
+        return bool(queue.waiting or queue.parked or any(batch.attempts for batch in queue.sent))
+
+    def _sealing(self, queue: Queue) -> float:
+        """The clock when the table's next batch is sealed."""
+        if self._full(queue) or self._flushes:
+            return 0.0
+        return queue.since + self._settings.batch_age_ms / 1000
+
+    def _full(self, queue: Queue) -> bool:
+        return queue.rows >= self._settings.batch_rows or queue.data_bytes >= self._settings.batch_bytes
+
+    def _due(self) -> float | None:
+        """The clock when there is next something to send."""
+        moments = [
+            batch.due
+            for queue in self._queues.values()
+            for batches in (queue.waiting, queue.aside)
+            for batch in batches
+        ]
+        moments += [self._sealing(queue) for queue in self._queues.values() if queue.rows and not self._held(queue)]
+        return min(moments, default=None)
+
+    async def _send(self, batch: Batch) -> None:
+        """One attempt at what the batch needs next."""
+        table = batch.table.name
+        start = self._clock()
+        outcome = "stored"
+        try:
+            await self._settle(batch)
+        except DeliveryError as error:
+            outcome = error.outcome
+            self._failed(batch, error)
+        except Exception as error:  # A fault of ours must not cost rows: it is a person's to mend.
+            log.exception("insert into %s failed unexpectedly; its rows are kept", table)
+            outcome = Operator.outcome
+            batch.doubtful = True
+            self._failed(batch, Operator(f"{type(error).__name__} in the gateway"))
+        else:
+            self._stored(batch)
+        finally:
+            self._metrics.inserts.add(1, table, outcome)
+            self._metrics.insert_seconds.observe(self._clock() - start, table)
+            # This task still counts as in flight until it is done, one step after this.
+            asyncio.get_running_loop().call_soon(self._wake.set)
+
+    async def _settle(self, batch: Batch) -> None:
+        """Return when every row of the batch is known to be stored."""
+        if not batch.answered:
+            written = await self._clickhouse.insert(
+                batch.table, [block.data for block in batch.blocks], token=batch.token
+            )
+            batch.answered = True
+            if not batch.doubtful and written is not None and written >= batch.rows:
+                return
+        while True:
+            if batch.repair is None:
+                batch.repair = await self._missing(batch)
+            if batch.repair is None:
+                return
+            await self._mend(batch, batch.repair)
+            batch.repair = None
+            batch.repairs += 1
+            if batch.repairs >= REPAIRS_MAX:
+                batch.repairs = 0
+                raise Poison("the table does not keep the rows of this batch; does its TTL or a mutation delete them?")
+
+    async def _missing(self, batch: Batch) -> Repair | None:
+        """What of the batch the table does not hold: whole frames first, then parts of frames."""
+        stored: dict[int, int] = {}
+        for start in range(0, len(batch.blocks), 1000):
+            frames = [block.frame for block in batch.blocks[start : start + 1000]]
+            stored |= await self._clickhouse.rows_by_frame(batch.table, frames)
+        surplus = sum(max(0, stored.get(block.frame, 0) - block.rows) for block in batch.blocks)
+        if surplus:
+            self._alarm(batch.table.name, "surplus", f"{surplus} rows more than were sent; something else writes here")
+        whole = [block for block in batch.blocks if block.frame not in stored]
+        parts = [block for block in batch.blocks if 0 < stored.get(block.frame, 0) < block.rows]
+        if not whole and not parts:
+            return None
+        blocks = whole[: batch.repair_blocks_max] or parts[:1]
+        log.info(
+            "%s: of %d frames %d are missing, %d in part", batch.table.name, len(batch.blocks), len(whole), len(parts)
+        )
+        return Repair(blocks, not whole, self._frames.token())
+
+    async def _mend(self, batch: Batch, repair: Repair) -> None:
+        if repair.absent:
+            block = repair.blocks[0]
+            await self._clickhouse.insert_absent(batch.table, block.data, frame=block.frame, token=repair.token)
+        else:
+            data = [block.data for block in repair.blocks]
+            await self._clickhouse.insert(batch.table, data, token=repair.token)
+
+    def _failed(self, batch: Batch, error: DeliveryError) -> None:
+        queue = self._queues[batch.table.name]
+        queue.sent.discard(batch)
+        batch.attempts += 1
+        if isinstance(error, Ambiguous):
+            batch.doubtful = True
+            if batch.repair is not None:
+                batch.repair.doubtful = True
+        if error.code in CUT_SHORT or error.code == MEMORY_LIMIT:
+            batch.suspicions += 1
+            if batch.suspicions >= SUSPICIONS_MAX:
+                error = self._believed(batch, error)
+        if isinstance(error, Poison):
+            queue.aside.append(batch)
+        else:
+            queue.waiting.append(batch)
+        if isinstance(error, Operator):
+            queue.parked = str(error)
+        batch.due = self._clock() + self._pause(batch, parked=isinstance(error, Operator | Poison))
+        self._alarm(batch.table.name, error.outcome, f"{error}; {batch.rows} rows wait, none is lost")
+
+    def _believed(self, batch: Batch, error: DeliveryError) -> DeliveryError:
+        """Act on what has now been said often enough."""
+        batch.suspicions = 0
+        if error.code in CUT_SHORT:
+            return Poison(str(error), code=error.code)
+        # Too large for the server's memory, and it said so each time: no attempt can still come
+        # through. So count, and insert by halves what is missing.
+        part = batch.repair.blocks if batch.repair else batch.blocks
+        doubtful = batch.repair.doubtful if batch.repair else batch.doubtful
+        if len(part) > 1 and not doubtful:
+            batch.answered = True
+            batch.repair = None
+            batch.repair_blocks_max = len(part) // 2
+            batch.repairs = 0
+        return error
+
+    def _stored(self, batch: Batch) -> None:
+        queue = self._queues[batch.table.name]
+        queue.sent.discard(batch)
+        self._ring.release(batch.table.name, batch.rows, batch.held_bytes)
+        self._metrics.rows_stored.add(batch.rows, batch.table.name)
+        self._metrics.last_insert_timestamp_seconds.set(self._wall())
+        if queue.parked:
+            log.warning("%s takes rows again", batch.table.name)
+            queue.parked = ""
+        for waiting in queue.waiting:
+            waiting.due = 0.0
+        for block in batch.blocks:
+            self._unstored[block.flushes] -= 1
+            if not self._unstored[block.flushes]:
+                del self._unstored[block.flushes]
+        earliest = min(self._unstored, default=None)
+        for upto, done in self._flushes:
+            if (earliest is None or earliest > upto) and not done.done():
+                done.set_result(None)
+
+    def _pause(self, batch: Batch, *, parked: bool) -> float:
+        """Seconds until the next attempt: exponential, capped, with jitter."""
+        settings = self._settings
+        doubled = 2.0 ** min(batch.attempts - 1, 30)
+        if parked:
+            return min(settings.parked_max_ms, settings.parked_first_ms * doubled) / 1000 * (0.5 + self._random() / 2)
+        return min(settings.retry_max_ms, settings.retry_first_ms * doubled) / 1000 * self._random()
+
+    def _hurry(self) -> None:
+        for queue in self._queues.values():
+            for batch in (*queue.waiting, *queue.aside):
+                batch.due = 0.0
+
+    def _alarm(self, table: str, what: str, message: str) -> None:
+        """Log, but the same trouble of a table only every so often."""
+        last, unsaid = self._alarms.get((table, what), (None, 0))
+        now = self._clock()
+        if last is not None and now - last < self._settings.alarm_every_ms / 1000:
+            self._alarms[table, what] = (last, unsaid + 1)
+            return
+        self._alarms[table, what] = (now, 0)
+        level = logging.WARNING if what in (Busy.outcome, Ambiguous.outcome) else logging.ERROR
+        more = f" ({unsaid} more like it since the last message)" if unsaid else ""
+        log.log(level, "%s: %s: %s%s", table, what, message, more)

@@ -1,0 +1,371 @@
+"""One shard's ring: rows come in as columns and go out as blocks, never more bytes than its budget.
+
+A row's bytes are counted from its request's admission until ClickHouse has it:
+
+    reserved (what the request said) -> open columns (what it came to) -> block (compressed)
+        -> batch -> released
+
+A request writes into the open columns of its project and table, after a mark; it is kept whole or
+taken back whole. Open columns are cut into a block when they are large enough, all of them together
+when the first has waited long enough. A block's bytes are final: they are what an insert sends and
+what a spool would write. Between cut and ``take`` is the spool's place: a group of blocks is on disk
+before its receipts wake.
+
+Nothing here waits. When the budget is spent, requests are refused with an estimate of when to return.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from gateway._native import Columns
+from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.settings import Settings
+from gateway.errors import Overloaded, TooLarge
+from gateway.metrics import Metrics
+from gateway.schema import Table
+
+log = logging.getLogger(__name__)
+
+BLOCK_OVERHEAD_BYTES = 512
+"""What a block costs in memory beside its data."""
+OPEN_OVERHEAD_BYTES = 4096
+"""What open columns may come to beyond their rows: a small block has more frame than picture."""
+RETRY_AFTER_MIN_S, RETRY_AFTER_MAX_S = 1, 10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Cut columns. ``since``: the clock when its first row came. ``flushes``: see ``Flusher.flush``."""
+
+    table: str
+    project_id: str
+    frame: int
+    rows: int
+    data: bytes
+    since: float
+    flushes: int
+
+    @property
+    def held_bytes(self) -> int:
+        """What it costs the ring."""
+        return len(self.data) + BLOCK_OVERHEAD_BYTES
+
+
+class Receipt:
+    """What a commit gives: ``wait`` returns once the rows are as safe as their durability promises.
+
+    ``kept`` is the future of the group they were cut in; none when memory is all that was promised.
+    """
+
+    __slots__ = ("_kept",)
+
+    def __init__(self, kept: asyncio.Future[None] | None = None) -> None:
+        self._kept = kept
+
+    async def wait(self) -> None:
+        """Return when the rows are safe; raises what kept them from it."""
+        if self._kept is not None:
+            await asyncio.shield(self._kept)
+
+
+_IN_MEMORY = Receipt()
+
+
+class Stock:
+    """The columns of one table: made when needed, reused when cut. ``make`` builds empty ones."""
+
+    def __init__(
+        self,
+        table: Table,
+        make: Callable[[Sequence[tuple[str, str]]], Columns],
+        *,
+        spare_max: int,
+        spare_bytes_max: int,
+    ) -> None:
+        sources = [column.source for column in table.columns]
+        self.table = table
+        self.name = table.name
+        self.frame_column = sources.index("frame")
+        self.row_column = sources.index("row")
+        self._make = make
+        self._spare: list[Columns] = []
+        self._spare_max = spare_max
+        self._spare_bytes_max = spare_bytes_max
+
+    def take(self) -> Columns:
+        """Empty columns."""
+        return self._spare.pop() if self._spare else self._make(self.table.layout)
+
+    def give(self, columns: Columns, grown_to_bytes: int) -> None:
+        """Return empty columns. Those that once held a very large request are not kept: they stay large."""
+        if len(self._spare) < self._spare_max and grown_to_bytes <= self._spare_bytes_max:
+            self._spare.append(columns)
+
+
+class _Open:
+    """Open columns of one project and table, and what of them is counted so far."""
+
+    __slots__ = ("bytes_before", "columns", "held", "held_bytes", "key", "rows_before", "since", "stock")
+
+    def __init__(self, key: tuple[str, str], stock: Stock, since: float) -> None:
+        self.key = key
+        self.stock = stock
+        self.columns = stock.take()
+        self.since = since
+        self.held = False
+        self.held_bytes = 0
+        self.rows_before = self.bytes_before = 0
+
+
+class RowsHandle:
+    """One request's way in, a context manager: what is not committed is taken back.
+
+    Between the first ``columns`` and ``commit`` the caller must not await: the columns are shared
+    with the project's other requests.
+    """
+
+    __slots__ = ("_bytes", "_opened", "_project_id", "_ring")
+
+    def __init__(self, ring: Ring, project_id: str, expected_bytes: int) -> None:
+        self._ring = ring
+        self._project_id = project_id
+        self._bytes = expected_bytes
+        self._opened: list[_Open] = []
+
+    def __enter__(self) -> RowsHandle:
+        self._ring.reserve(self._bytes)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ring.take_back(self._opened, self._bytes)
+        self._opened, self._bytes = [], 0
+
+    def columns(self, table: str) -> Columns:
+        """The open columns of a table, marked at the first call.
+
+        Raises RuntimeError when another request still has them, LookupError for a table nobody declared.
+        """
+        for opened in self._opened:
+            if opened.stock.name == table:
+                return opened.columns
+        opened = self._ring.open(self._project_id, table)
+        self._opened.append(opened)
+        return opened.columns
+
+    def commit(self) -> Receipt:
+        """Keep what was written. Raises Overloaded or TooLarge when it came to more than there is room for."""
+        receipt = self._ring.keep(self._opened, self._bytes)
+        self._opened, self._bytes = [], 0
+        return receipt
+
+
+class Ring:
+    """One shard. ``take`` is given each block as it is cut; ``flushes`` numbers the flushes so far.
+
+    ``rows``: rows accepted and not yet released, per table. ``held_bytes``: of the budget, in use.
+    """
+
+    def __init__(
+        self,
+        shard: int,
+        stocks: dict[str, Stock],
+        settings: Settings,
+        *,
+        frames: FrameNumbers,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self.shard = shard
+        self.bytes_max = settings.shard_bytes_max
+        self.held_bytes = 0
+        self.reserved_bytes = 0
+        self.rows: dict[str, int] = {}
+        self.flushes = 0
+        self.take: Callable[[Block], None]
+        self._stocks = stocks
+        self._settings = settings
+        self._frames = frames
+        self._metrics = metrics
+        self._clock = clock
+        self._open: dict[tuple[str, str], _Open] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._drain = _Drain(clock)
+
+    def reserve(self, wanted: int) -> None:
+        """Count ``wanted`` bytes as held, or refuse."""
+        if self.held_bytes + wanted > self.bytes_max:
+            raise self._refusal(wanted, extra=wanted)
+        self.held_bytes += wanted
+        self.reserved_bytes += wanted
+
+    def open(self, project_id: str, table: str) -> _Open:
+        """The open columns of a project and table, marked and held until kept or taken back."""
+        key = (project_id, table)
+        opened = self._open.get(key)
+        if opened is None:
+            stock = self._stocks.get(table)
+            if stock is None:
+                raise LookupError(f"no table {table!r} was declared to the delivery")
+            opened = self._open[key] = _Open(key, stock, self._clock())
+        elif opened.held:
+            raise RuntimeError(f"two requests write into the open columns of {table} at once: one awaited in between")
+        opened.held = True
+        opened.rows_before = opened.columns.rows
+        opened.bytes_before = opened.columns.bytes
+        opened.columns.mark()
+        return opened
+
+    def keep(self, opened: list[_Open], reserved: int) -> Receipt:
+        """Keep what was written since ``open``, at its real size instead of the reserved one."""
+        grown = 0
+        for each in opened:
+            grown += each.columns.bytes - each.bytes_before
+            if each.rows_before == 0:
+                grown += OPEN_OVERHEAD_BYTES
+        if self.held_bytes - reserved + grown > self.bytes_max:
+            raise self._refusal(grown, extra=grown - reserved)
+        self.held_bytes += grown - reserved
+        self.reserved_bytes -= reserved
+        for each in opened:
+            self._count(each)
+        if len(self._open) > self._settings.open_columns_max:
+            self._cut_safely(list(self._open.values()))
+        else:
+            self._cut_safely([each for each in opened if each.columns.bytes >= self._settings.block_bytes])
+        if self._timer is None and self._open:
+            self._start_timer()
+        return _IN_MEMORY
+
+    def take_back(self, opened: list[_Open], reserved: int) -> None:
+        """Forget what was written since ``open``, and the reservation."""
+        for each in opened:
+            grown_to_bytes = each.columns.bytes
+            each.columns.rollback()
+            each.held = False
+            if each.columns.rows == 0:
+                self._put_away(each, grown_to_bytes)
+        self.held_bytes -= reserved
+        self.reserved_bytes -= reserved
+
+    def release(self, table: str, rows: int, held_bytes: int) -> None:
+        """ClickHouse has these rows."""
+        self.held_bytes -= held_bytes
+        self.rows[table] -= rows
+        self._drain.add(held_bytes)
+
+    def cut(self) -> None:
+        """Cut all open columns into blocks."""
+        self._cut_safely(list(self._open.values()))
+
+    def stop(self) -> None:
+        """Cut what is open and stop the timer."""
+        self.cut()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def open_rows(self) -> dict[str, int]:
+        """Rows in open columns, per table; counted afresh."""
+        rows: dict[str, int] = {}
+        for opened in self._open.values():
+            kept = opened.rows_before if opened.held else opened.columns.rows
+            rows[opened.stock.name] = rows.get(opened.stock.name, 0) + kept
+        return rows
+
+    def oldest(self) -> float | None:
+        """The clock when the oldest open row came."""
+        return min((opened.since for opened in self._open.values()), default=None)
+
+    def _count(self, opened: _Open) -> None:
+        table = opened.stock.name
+        columns = opened.columns
+        rows = columns.rows - opened.rows_before
+        held_bytes = columns.bytes
+        opened.held = False
+        opened.held_bytes += held_bytes - opened.bytes_before
+        if opened.rows_before == 0:
+            opened.held_bytes += OPEN_OVERHEAD_BYTES
+        if rows:
+            self.rows[table] = self.rows.get(table, 0) + rows
+            self._metrics.rows_accepted.add(rows, table)
+        elif columns.rows == 0:
+            self.held_bytes -= opened.held_bytes
+            self._put_away(opened, held_bytes)
+
+    def _cut(self, opened: _Open) -> None:
+        columns, stock = opened.columns, opened.stock
+        rows, grown_to_bytes = columns.rows, columns.bytes
+        frame = self._frames.next()
+        data = columns.cut(frame=frame, frame_column=stock.frame_column, row_column=stock.row_column)
+        block = Block(stock.name, opened.key[0], frame, rows, data, opened.since, self.flushes)
+        self.held_bytes += block.held_bytes - opened.held_bytes
+        self._put_away(opened, grown_to_bytes)
+        self.take(block)
+
+    def _put_away(self, opened: _Open, grown_to_bytes: int) -> None:
+        del self._open[opened.key]
+        opened.stock.give(opened.columns, grown_to_bytes)
+
+    def _start_timer(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._settings.block_age_ms / 1000, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        self._cut_safely(list(self._open.values()))
+        if self._open:
+            self._start_timer()
+
+    def _cut_safely(self, opened: list[_Open]) -> None:
+        """Cut; where that fails the rows, which are accepted, stay in their columns for the next turn."""
+        for each in opened:
+            try:
+                if not each.held:
+                    self._cut(each)
+            except Exception:
+                log.exception("shard %d: columns of %s could not be cut; kept", self.shard, each.stock.name)
+
+    def _refusal(self, wanted: int, *, extra: int) -> Overloaded | TooLarge:
+        if wanted > self.bytes_max:
+            return TooLarge(
+                f"the request needs {wanted} bytes of buffer and there are {self.bytes_max} in all; send smaller ones",
+                log=f"shard {self.shard}: a request wants {wanted} of {self.bytes_max} bytes",
+            )
+        missing = self.held_bytes + extra - self.bytes_max
+        return Overloaded(
+            "buffers are full; send the same again later",
+            log=f"shard {self.shard}: {self.held_bytes} of {self.bytes_max} bytes held, {wanted} more wanted",
+            retry_after_s=self._drain.seconds(missing),
+        )
+
+
+class _Drain:
+    """How fast bytes leave, over the last second or two."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._now_bytes = self._before_bytes = 0
+        self._before_s = 0.0
+
+    def add(self, released: int) -> None:
+        passed = self._clock() - self._start
+        if passed >= 1.0:
+            self._before_bytes, self._before_s = self._now_bytes, passed
+            self._now_bytes, self._start = 0, self._start + passed
+        self._now_bytes += released
+
+    def seconds(self, wanted: int) -> int:
+        """Whole seconds until ``wanted`` bytes have left at this rate, within the bounds of a Retry-After."""
+        passed = self._clock() - self._start + self._before_s
+        rate = (self._now_bytes + self._before_bytes) / max(passed, 0.001)
+        if rate <= 0:
+            return RETRY_AFTER_MAX_S
+        return max(RETRY_AFTER_MIN_S, min(RETRY_AFTER_MAX_S, math.ceil(wanted / rate)))

@@ -1,0 +1,51 @@
+"""What the delivery may use and how patient it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All of one process. Bytes are of memory unless said."""
+
+    shards: int = 2
+    ring_bytes_max: int = 256 << 20
+    """What all shards together may hold, from admission to stored; each has its equal part."""
+    open_columns_max: int = 64
+    """Open columns of a shard; one more and the oldest are cut at once."""
+    spare_columns_max: int = 16
+    """Cut columns of a table kept for reuse."""
+    block_bytes: int = 256 << 10
+    """Uncompressed; open columns are cut when they hold this much."""
+    block_age_ms: float = 2.0
+    """Open columns are cut this long after their shard's first row."""
+    batch_rows: int = 100_000
+    batch_bytes: int = 8 << 20
+    """Of compressed blocks."""
+    batch_age_ms: float = 500.0
+    inserts_in_flight: int = 4
+    """Per shard."""
+    retry_first_ms: float = 100.0
+    retry_max_ms: float = 5_000.0
+    """A retry waits a random part of first x 2^n, at most this. There is no last retry."""
+    parked_first_ms: float = 5_000.0
+    parked_max_ms: float = 30_000.0
+    """The same where a person is needed: between half of it and all of it."""
+    alarm_every_ms: float = 30_000.0
+    """The same trouble with the same table is logged at most this often."""
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"delivery.{name} is {getattr(self, name)}; it has to be above 0")
+        if self.shard_bytes_max < 4 * self.block_bytes:
+            raise ValueError(
+                f"delivery.ring_bytes_max {self.ring_bytes_max} in {self.shards} shards leaves each"
+                f" {self.shard_bytes_max}; it has to be at least four times delivery.block_bytes"
+            )
+
+    @property
+    def shard_bytes_max(self) -> int:
+        """What one shard may hold."""
+        return self.ring_bytes_max // self.shards
