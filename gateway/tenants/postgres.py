@@ -190,7 +190,12 @@ class ControlStore:
         """Opens a small pool to ``dsn`` (``postgresql://...``). StoreUnavailable when it cannot."""
         with _translated():
             pool = await asyncpg.create_pool(
-                dsn, min_size=1, max_size=CONNECTIONS_MAX, timeout=CONNECT_TIMEOUT_S, command_timeout=command_timeout_s
+                dsn,
+                min_size=1,
+                max_size=CONNECTIONS_MAX,
+                timeout=CONNECT_TIMEOUT_S,
+                command_timeout=command_timeout_s,
+                server_settings={"application_name": "weir control"},
             )
         return cls(pool)
 
@@ -314,7 +319,12 @@ class KeyFeed:
     ) -> KeyFeed:
         """Connects; ``on_change`` is then called at each NOTIFY (if ``listen``) and when the connection is lost."""
         with _translated():
-            connection = await asyncpg.connect(dsn, timeout=connect_timeout_s, command_timeout=command_timeout_s)
+            connection = await asyncpg.connect(
+                dsn,
+                timeout=connect_timeout_s,
+                command_timeout=command_timeout_s,
+                server_settings={"application_name": "weir keys"},
+            )
             feed = cls(connection)
             try:
                 connection.add_termination_listener(lambda _: on_change())

