@@ -396,16 +396,24 @@ static inline ssize_t base64_decode(const uint8_t *p, size_t n, uint8_t *out) {
         n -= p[n - 2] == '=' ? 2 : 1;
     if (n % 4 == 1)
         return -1;
-    size_t written = 0;
-    uint32_t bits = 0, wrong = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t value = base64_values[p[i]] - 1U;
-        wrong |= value;
-        bits = bits << 6 | (value & 63);
-        if (i % 4 != 0)
-            out[written++] = (uint8_t)(bits >> (6 - 2 * (i % 4)));
+    uint8_t *to = out;
+    uint32_t wrong = 0; /* grows a bit above the lowest six at the first byte that is no digit */
+    for (; n > 0; p += 4) {
+        size_t taken = n < 4 ? n : 4;
+        uint32_t values[4] = {0};
+        for (size_t i = 0; i < taken; i++) {
+            values[i] = base64_values[p[i]] - 1U;
+            wrong |= values[i];
+        }
+        uint32_t bits = values[0] << 18 | values[1] << 12 | values[2] << 6 | values[3];
+        *to++ = (uint8_t)(bits >> 16);
+        if (taken > 2)
+            *to++ = (uint8_t)(bits >> 8);
+        if (taken > 3)
+            *to++ = (uint8_t)bits;
+        n -= taken;
     }
-    return wrong > 63 ? -1 : (ssize_t)written;
+    return wrong > 63 ? -1 : (ssize_t)(to - out);
 }
 
 /* ---- Levels ---- */
