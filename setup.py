@@ -12,7 +12,6 @@ debug = os.environ.get("NATIVE_DEBUG") == "1"
 extension = Extension(
     "gateway._native",
     ["_native/native.pyx"],
-    include_dirs=["_native"],
     depends=sorted(f"_native/{name}" for name in os.listdir("_native") if not name.endswith(".c")),
     extra_compile_args=["-O1", "-g", "-DNATIVE_DEBUG"] if debug else ["-O3", "-g0", "-fno-plt"],
 )

@@ -123,7 +123,8 @@ def otlp_protobuf(
 ) -> Decoded:
     """An ExportLogsServiceRequest in protobuf. Raises Malformed, TooLarge; then nothing was written.
 
-    ``constants``: text for the sources ``project_id`` and ``dialect``.
+    ``constants``: text for the sources ``project_id`` and ``dialect``, and for ``trace_id`` in rows
+    that have none of their own. ``column_bytes_max``: by how much the columns may grow.
     """
 
 def otlp_json(
@@ -154,8 +155,15 @@ def entries(
 ) -> Decoded:
     """Flat JSON entries, an array of objects or one object, all or nothing.
 
-    Raises Malformed (not JSON), Invalid (an entry's field), TooLarge.
+    Raises Malformed (not JSON), Invalid (an entry's field), TooLarge. Of more than ``entries_max``
+    entries (0: no limit) the rest are counted as rejected for ``count``.
     """
+
+def json_check(body: Buffer, *, nan_literals: bool = ...) -> None:
+    """Raise Malformed unless the bytes are one JSON value (RFC 8259), at most JSON_DEPTH_MAX deep."""
+
+def json_member(body: Buffer, name: bytes) -> bytes | None:
+    """The text of a top-level string member; ``b""`` for another type, None where there is none."""
 
 @final
 class Bucket:

@@ -1,0 +1,258 @@
+# What one request came to: its counts, and how a failure inside becomes an error outside.
+
+RECORD_BYTES_MAX = 1 << 20
+VALUE_DEPTH_MAX = 32
+JSON_DEPTH_MAX = 64
+
+cdef enum:
+    MAX_RECORD_BYTES = 1 << 20
+    MAX_VALUE_DEPTH = 32
+    MAX_JSON_DEPTH = 64
+    MAX_OTLP_JSON_DEPTH = 192
+
+cdef enum:
+    OK = 0
+    MALFORMED = -1      # error_at and error_text say where and what
+    NO_MEMORY = -2
+    TOO_LARGE = -3      # the columns would outgrow their limit
+    INVALID = -4        # a well-formed entry that is not acceptable
+
+cdef enum:
+    # in the order of schema.SOURCES, which a check at import holds
+    S_TIME, S_OBSERVED_TIME, S_TRACE_ID, S_SPAN_ID, S_FLAGS, S_SEVERITY_TEXT, S_SEVERITY_NUMBER,
+    S_BODY, S_ATTRIBUTES, S_EVENT_NAME, S_RECORD_ID,
+    S_SCOPE_NAME, S_SCOPE_VERSION, S_SCOPE_ATTRIBUTES, S_SCOPE_SCHEMA_URL,
+    S_RESOURCE_ATTRIBUTES, S_RESOURCE_SCHEMA_URL, S_SERVICE_NAME,
+    S_PROJECT_ID, S_DIALECT,
+    S_FRAME, S_ROW,
+    SOURCE_COUNT
+
+if SOURCE_COUNT != len(SOURCES) or SOURCES.index("scope_name") != S_SCOPE_NAME or SOURCES.index("row") != S_ROW:
+    raise ImportError("gateway._native was built for another schema.SOURCES; build it again")
+
+cdef enum:
+    OUTPUTS_MAX = 4
+
+ctypedef struct text_t:
+    # Borrowed bytes.
+    const uint8_t *p
+    size_t size
+
+ctypedef struct output_t:
+    column_t *columns
+    int count
+    column_t *source[SOURCE_COUNT]      # NULL where the table has no such column
+
+ctypedef struct decoder_t:
+    # of the request
+    output_t outputs[OUTPUTS_MAX]
+    int output_count
+    const uint8_t *start
+    size_t size
+    int64_t arrival_ns
+    int64_t time_min_ns
+    int64_t time_max_ns
+    size_t column_bytes_start
+    size_t column_bytes_max
+    text_t project_id
+    text_t dialect
+    text_t trace_id                     # for rows that have none
+    # of what went wrong
+    const uint8_t *error_at
+    const char *error_text
+    # counts
+    size_t rows
+    size_t records
+    size_t rejected_depth
+    size_t rejected_size
+    int64_t first_rejected
+    bint first_rejected_depth
+    size_t attributes_cut
+    size_t timestamps_clamped
+    # work space, kept from record to record
+    bint counting                       # only the first output's pass counts
+    bint too_deep
+    buffer_t scratch
+    buffer_t event_name
+    buffer_t record_id
+    buffer_t *joined                    # buffers of split sub-messages, until the request ends
+    size_t joined_count
+    size_t joined_capacity
+    size_t joined_bytes
+
+
+cdef class Decoded:
+    """What one request came to."""
+
+    cdef readonly object rows, rejected, attributes_cut, timestamps_clamped, message
+
+    def __init__(self):
+        self.rows = 0
+        self.rejected = {}
+        self.attributes_cut = 0
+        self.timestamps_clamped = 0
+        self.message = ""
+
+    def __repr__(self):
+        return f"Decoded(rows={self.rows}, rejected={self.rejected})"
+
+
+cdef Decoded counts_of(decoder_t *d):
+    cdef Decoded decoded = Decoded.__new__(Decoded)
+    decoded.rows = d.rows
+    decoded.attributes_cut = d.attributes_cut
+    decoded.timestamps_clamped = d.timestamps_clamped
+    decoded.rejected = {}
+    decoded.message = ""
+    if d.rejected_depth:
+        decoded.rejected["depth"] = d.rejected_depth
+    if d.rejected_size:
+        decoded.rejected["size"] = d.rejected_size
+    if d.first_rejected >= 0:
+        decoded.message = (
+            f"log record {d.first_rejected} was rejected: "
+            + (f"a value nests deeper than {MAX_VALUE_DEPTH} levels; flatten it" if d.first_rejected_depth
+               else f"it is larger than {MAX_RECORD_BYTES} bytes; split or shorten it")
+        )
+    return decoded
+
+
+cdef int bind_outputs(decoder_t *d, tuple layouts, list sources, object outputs) except -1:
+    """Point the decoder at the columns; they must have the layouts the plan was made for."""
+    cdef Columns columns
+    cdef int i, source
+    cdef list numbers
+    if len(outputs) != len(layouts):
+        raise ValueError(f"the plan has {len(layouts)} outputs, {len(outputs)} were given")
+    d.output_count = 0
+    d.column_bytes_start = 0
+    for i in range(len(layouts)):
+        columns = outputs[i]
+        if columns.layout is not layouts[i] and columns.layout != layouts[i]:
+            raise ValueError(f"output {i} does not have the layout of the plan")
+        columns.begin_request()
+        d.outputs[i].columns = columns.columns
+        d.outputs[i].count = columns.count
+        numbers = sources[i]
+        for source in range(SOURCE_COUNT):
+            d.outputs[i].source[source] = NULL if numbers[source] < 0 else &columns.columns[<int> numbers[source]]
+        d.output_count += 1
+        d.column_bytes_start += columns.size()
+    return 0
+
+
+cdef list columns_of_sources(layout, feeds):
+    """For each source the number of the column it feeds, or -1; ValueError where the types do not fit."""
+    cdef list numbers = [-1] * SOURCE_COUNT
+    types = dict(layout)
+    places = {name: place for place, (name, _) in enumerate(layout)}
+    for name, source in feeds.items():
+        if source not in SOURCES:
+            raise ValueError(f"column {name}: there is no source {source!r}")
+        if name not in places:
+            raise ValueError(f"there is no column {name}")
+        allowed = SOURCE_TYPES.get(source, ("String", "LowCardinality(String)"))
+        if types[name] not in allowed:
+            raise ValueError(f"column {name}: {source} cannot feed a {types[name]}")
+        numbers[SOURCES.index(source)] = places[name]
+    return numbers
+
+
+SOURCE_TYPES = {
+    "time": ("DateTime64(9)",),
+    "observed_time": ("DateTime64(9)",),
+    "flags": ("UInt8", "UInt16", "UInt32", "UInt64"),
+    "severity_number": ("UInt8", "UInt16", "UInt32", "UInt64", "Int8", "Int16", "Int32", "Int64"),
+    "attributes": ("Map(LowCardinality(String), String)",),
+    "scope_attributes": ("Map(LowCardinality(String), String)",),
+    "resource_attributes": ("Map(LowCardinality(String), String)",),
+    "frame": ("UInt64",),
+    "row": ("UInt32",),
+}
+
+
+cdef size_t grown(decoder_t *d) noexcept nogil:
+    """Bytes that this request has added to its columns."""
+    cdef size_t total = 0
+    cdef int i, c
+    for i in range(d.output_count):
+        for c in range(d.outputs[i].count):
+            total += column_bytes(&d.outputs[i].columns[c])
+    return total - d.column_bytes_start
+
+
+cdef int fill_request(decoder_t *d, size_t rows) noexcept nogil:
+    """What every row of the request has in common, and the defaults of the columns that nothing fed."""
+    cdef int i, c
+    cdef output_t *output
+    cdef column_t *column
+    cdef size_t missing
+    for i in range(d.output_count):
+        output = &d.outputs[i]
+        if output.source[S_PROJECT_ID] != NULL:
+            if column_fill_text(output.source[S_PROJECT_ID], d.project_id.p, d.project_id.size, rows) < 0:
+                return NO_MEMORY
+        if output.source[S_DIALECT] != NULL:
+            if column_fill_text(output.source[S_DIALECT], d.dialect.p, d.dialect.size, rows) < 0:
+                return NO_MEMORY
+        missing = 0
+        for c in range(output.count):
+            missing = max(missing, output.columns[c].rows)
+        for c in range(output.count):
+            column = &output.columns[c]
+            if column.rows < missing and column_fill_default(column, missing - column.rows) < 0:
+                return NO_MEMORY
+    return OK
+
+
+cdef void free_decoder(decoder_t *d) noexcept nogil:
+    cdef size_t i
+    buffer_free(&d.scratch)
+    buffer_free(&d.event_name)
+    buffer_free(&d.record_id)
+    for i in range(d.joined_count):
+        buffer_free(&d.joined[i])
+    free(d.joined)
+
+
+cdef object borrow(dict constants, str name, text_t *text):
+    """The constant's bytes, which the caller keeps alive while ``text`` is in use."""
+    cdef bytes encoded = str(constants.get(name, "")).encode("utf-8", "replace")
+    text.p = <const uint8_t *> <const char *> encoded
+    text.size = len(encoded)
+    return encoded
+
+
+cdef int begin(decoder_t *d, Py_buffer *view, int64_t arrival_ns, int64_t time_min_ns, int64_t time_max_ns,
+               size_t column_bytes_max) except -1:
+    memset(d, 0, sizeof(decoder_t))
+    if not 0 <= time_min_ns <= time_max_ns:
+        raise ValueError("time_min_ns must not be above time_max_ns, nor negative")
+    d.start = <const uint8_t *> view.buf
+    d.size = view.len
+    d.arrival_ns = min(max(arrival_ns, time_min_ns), time_max_ns)
+    d.time_min_ns = time_min_ns
+    d.time_max_ns = time_max_ns
+    d.column_bytes_max = column_bytes_max
+    d.first_rejected = -1
+    return 0
+
+
+cdef object undo(object outputs):
+    cdef Columns columns
+    for columns in outputs:
+        columns.undo_request()
+
+
+cdef object failure(decoder_t *d, int status, str what):
+    """The exception for a status; the text says where and what."""
+    if status == NO_MEMORY:
+        return MemoryError("out of memory while decoding")
+    if status == TOO_LARGE:
+        return TooLarge(
+            f"the request takes more than {d.column_bytes_max} bytes once decoded; send fewer records at a time"
+        )
+    text = d.error_text.decode() if d.error_text != NULL else "malformed"
+    if d.start != NULL and d.start <= d.error_at <= d.start + d.size:
+        return Malformed(f"{what}: {text} at byte {d.error_at - d.start}", offset=d.error_at - d.start)
+    return Malformed(f"{what}: {text}")

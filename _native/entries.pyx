@@ -1,0 +1,701 @@
+# Flat JSON entries -> rows, by a plan made at run time from a table's columns.
+#
+# An entry is passed over once: each member the plan knows leaves the span of its value in a slot (so
+# the last of duplicates wins), the others go to a list. Then each output's rules are carried out in
+# order, reading the spans. All or nothing: the first entry that is not acceptable refuses the
+# request, but only after the rest was seen to be JSON.
+
+cdef enum:
+    R_TEXT, R_STRING, R_LEVEL, R_TIME, R_TIMESTAMP, R_INT, R_NUMBER, R_BOOLEAN, R_JSON, R_OBJECT, R_ATTRIBUTE, R_ATTRIBUTES
+
+cdef enum:
+    MEMBERS_MAX = 64
+    FLAT_KEY_MAX = 1024         # beyond the cap on keys: what is cut off cannot matter
+    UNKNOWN_IGNORE = -1
+    UNKNOWN_REJECT = -2
+
+RULE_KINDS = {
+    # kind: (number, types of column it can feed)
+    "text": (R_TEXT, "text"), "string": (R_STRING, "text"), "level": (R_LEVEL, "text"),
+    "time": (R_TIME, "time"), "timestamp": (R_TIMESTAMP, "time"), "int": (R_INT, "integer"),
+    "number": (R_NUMBER, "float"), "boolean": (R_BOOLEAN, "boolean"), "json": (R_JSON, "text"),
+    "object": (R_OBJECT, "text"), "attribute": (R_ATTRIBUTE, "map"), "attributes": (R_ATTRIBUTES, "map"),
+}
+
+ctypedef struct rule_t:
+    int slot
+    int kind
+    int column
+    bint required
+    bint nonempty
+    text_t key
+
+ctypedef struct entry_output_t:
+    rule_t *rules
+    int rule_count
+    int *maps                   # map columns that rules or unknown members feed: one open row each
+    int map_count
+    int unknown                 # column for unknown members, or UNKNOWN_...
+    bint *ruled                 # per column: whether a rule feeds it
+    int level_column
+
+ctypedef struct unknown_t:
+    string_t key
+    json_value_t value
+
+ctypedef struct entries_t:
+    decoder_t *d
+    json_t j
+    entry_output_t *plan
+    text_t *names
+    int name_count
+    json_value_t slots[MEMBERS_MAX]
+    unknown_t *unknown
+    size_t unknown_count
+    size_t unknown_capacity
+    bint keep_unknown
+    buffer_t key
+    buffer_t work
+    bint heartbeat
+    # of the entry that is not acceptable
+    size_t index
+    bint in_array
+    text_t bad_name
+    const char *bad_text
+
+
+cdef class EntryPlan:
+    """Which member of a JSON entry feeds which column, for each output."""
+
+    cdef tuple layouts
+    cdef list sources, kept
+    cdef entry_output_t outputs[OUTPUTS_MAX]
+    cdef text_t names[MEMBERS_MAX]
+    cdef int name_count, output_count
+
+    def __init__(self, outputs, *, unknown="ignore"):
+        if not 1 <= len(outputs) <= OUTPUTS_MAX:
+            raise ValueError(f"a plan has 1 to {OUTPUTS_MAX} outputs")
+        if self.output_count:
+            raise RuntimeError("a plan is made once")
+        self.layouts = tuple(tuple((str(n), str(t)) for n, t in layout) for layout, _, _ in outputs)
+        self.sources = [columns_of_sources(layout, feeds) for layout, (_, _, feeds) in zip(self.layouts, outputs)]
+        self.kept = []
+        names = {}
+        for i, (_, rules, _) in enumerate(outputs):
+            self.output_count += 1
+            self.compile(&self.outputs[<int> i], self.layouts[i], rules, unknown, names)
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(self.output_count):
+            free(self.outputs[i].rules)
+            free(self.outputs[i].maps)
+            free(self.outputs[i].ruled)
+
+    cdef int hold(self, str text, text_t *to) except -1:
+        cdef bytes encoded = text.encode()
+        self.kept.append(encoded)
+        to.p = <const uint8_t *> <const char *> encoded
+        to.size = len(encoded)
+        return 0
+
+    cdef int compile(self, entry_output_t *output, tuple layout, rules, str unknown, dict names) except -1:
+        cdef rule_t *rule
+        cdef int number
+        places = {name: place for place, (name, _) in enumerate(layout)}
+        types = dict(layout)
+        output.rules = <rule_t *> calloc(max(1, len(rules)), sizeof(rule_t))
+        output.maps = <int *> calloc(len(layout), sizeof(int))
+        output.ruled = <bint *> calloc(len(layout), sizeof(bint))
+        if output.rules == NULL or output.maps == NULL or output.ruled == NULL:
+            raise MemoryError
+        output.unknown = UNKNOWN_REJECT if unknown == "reject" else UNKNOWN_IGNORE
+        maps = []
+        for path, kind, column, key in rules:
+            kind, *flags = kind.split(" ")
+            if kind not in RULE_KINDS or set(flags) - {"required", "nonempty"}:
+                raise ValueError(f"rule for {path!r}: no such kind or flag: {' '.join([kind, *flags])!r}")
+            if column not in places:
+                raise ValueError(f"rule for {path!r}: there is no column {column}")
+            number, family = RULE_KINDS[kind]
+            if not type_is(types[column], family):
+                raise ValueError(f"rule for {path!r}: {kind} cannot feed {column}, a {types[column]}")
+            if path not in names:
+                if len(names) == MEMBERS_MAX:
+                    raise ValueError(f"a plan knows at most {MEMBERS_MAX} members")
+                self.hold(path, &self.names[<int> len(names)])
+                names[path] = len(names)
+                self.name_count = len(names)
+            rule = &output.rules[output.rule_count]
+            rule.slot = names[path]
+            rule.kind = number
+            rule.column = places[column]
+            rule.required = "required" in flags
+            rule.nonempty = "nonempty" in flags
+            self.hold(key, &rule.key)
+            output.rule_count += 1
+            if family == "map":
+                maps.append(places[column])
+            elif output.ruled[<int> places[column]]:
+                raise ValueError(f"column {column} has two rules")
+            output.ruled[<int> places[column]] = True
+        if unknown not in ("ignore", "reject") and unknown in places:
+            if not type_is(types[unknown], "map"):
+                raise ValueError(f"unknown members cannot go to {unknown}, a {types[unknown]}")
+            output.unknown = places[unknown]
+            maps.append(places[unknown])
+            output.ruled[<int> places[unknown]] = True
+        elif unknown not in ("ignore", "reject") and len(self.layouts) == 1:
+            raise ValueError(f"there is no column {unknown} for unknown members")
+        for place in sorted(set(maps)):
+            output.maps[output.map_count] = place
+            output.map_count += 1
+        return 0
+
+
+def type_is(type_, family):
+    """Whether a rule of the family can feed a column of the type."""
+    inner = type_[9:len(type_) - 1] if type_.startswith("Nullable(") else type_
+    if family == "text":
+        return inner in ("String", "LowCardinality(String)")
+    if family == "map":
+        return inner.startswith("Map(")
+    if family == "time":
+        return inner.startswith("DateTime64(")
+    if family == "float":
+        return inner in ("Float32", "Float64")
+    if family == "boolean":
+        return inner in ("Bool", "UInt8")
+    return inner.startswith(("UInt", "Int"))
+
+
+# ---------------------------------------------------------------- reading an entry
+
+cdef inline bint same_text(text_t *a, text_t *b) noexcept nogil:
+    return a.size == b.size and memcmp(a.p, b.p, a.size) == 0
+
+
+cdef int read_entry(entries_t *e, int depth) noexcept nogil:
+    """One object's members into the slots and the list of unknown ones."""
+    cdef decoder_t *d = e.d
+    cdef string_t key
+    cdef text_t name
+    cdef json_value_t value
+    cdef int slot, i, expected = 0, status
+    for i in range(e.name_count):
+        e.slots[i].type = 0
+    e.unknown_count = 0
+    status = open_container(d, &e.j, 123, depth)
+    while status == 1:
+        if read_member(d, &e.j, &key) < 0:
+            return MALFORMED
+        if string_text(&key, &e.work, &name) < 0:
+            return NO_MEMORY
+        slot = -1
+        if expected < e.name_count and same_text(&name, &e.names[expected]):
+            slot = expected
+        else:
+            for i in range(e.name_count):
+                if same_text(&name, &e.names[i]):
+                    slot = i
+                    break
+        if read_json(d, &e.j, &value, depth + 1) < 0:
+            return MALFORMED
+        if slot >= 0:
+            e.slots[slot] = value
+            expected = slot + 1
+        elif e.keep_unknown:
+            if remember(e, &key, &value) < 0:
+                return NO_MEMORY
+        status = next_item(d, &e.j, 125)
+    return status
+
+
+cdef int remember(entries_t *e, string_t *key, json_value_t *value) noexcept nogil:
+    cdef unknown_t *unknown
+    if e.unknown_count == e.unknown_capacity:
+        unknown = <unknown_t *> malloc((e.unknown_capacity * 2 + 16) * sizeof(unknown_t))
+        if unknown == NULL:
+            return NO_MEMORY
+        if e.unknown_count:
+            memcpy(unknown, e.unknown, e.unknown_count * sizeof(unknown_t))
+        free(e.unknown)
+        e.unknown = unknown
+        e.unknown_capacity = e.unknown_capacity * 2 + 16
+    e.unknown[e.unknown_count].key = key[0]
+    e.unknown[e.unknown_count].value = value[0]
+    e.unknown_count += 1
+    return OK
+
+
+# ---------------------------------------------------------------- carrying out rules
+
+cdef inline int refuse(entries_t *e, text_t *name, const char *text) noexcept nogil:
+    e.bad_name = name[0]
+    e.bad_text = text
+    return INVALID
+
+
+cdef int scalar_text(entries_t *e, json_value_t *value, text_t *text) noexcept nogil:
+    """A value's text: strings unescaped, numbers as sent, containers as compact JSON, null empty."""
+    cdef string_t string
+    text.p = value.p
+    text.size = <size_t> (value.end - value.p)
+    if value.type == 34:
+        inside(value, &string)
+        return string_text(&string, &e.work, text)
+    if value.type == 123 or value.type == 91:
+        e.work.size = 0
+        if append_compact(e.d, value.p, value.end, &e.work) < 0:
+            return NO_MEMORY
+        text.p = e.work.data
+        text.size = e.work.size
+    elif value.type == 110 or value.type == 0:
+        text.size = 0
+    return OK
+
+
+cdef inline int64_t power_of_ten(int exponent) noexcept nogil:
+    cdef int64_t result = 1
+    cdef int i
+    for i in range(exponent):
+        result *= 10
+    return result
+
+
+cdef int entry_time(entries_t *e, output_t *output, rule_t *rule, json_value_t *value) noexcept nogil:
+    """RFC 3339, or with ``time`` epoch seconds too; clamped, and then kept as an attribute."""
+    cdef decoder_t *d = e.d
+    cdef column_t *column = &output.columns[rule.column]
+    cdef column_t *map = output.source[S_ATTRIBUTES]
+    cdef text_t text
+    cdef int64_t sent = 0, time_ns
+    cdef uint8_t[32] digits
+    cdef bint absent = value.type == 0 or value.type == 110
+    if scalar_text(e, value, &text) < 0:
+        return NO_MEMORY
+    if rule.kind == R_TIME and value.type == 34 and text.size == 0:
+        absent = True
+    if absent:
+        time_ns = d.arrival_ns
+    else:
+        if value.type == 34:
+            if parse_rfc3339(text.p, text.size, &sent) < 0:
+                return refuse(e, &e.names[rule.slot], "must be an RFC 3339 timestamp such as 2026-01-31T12:00:00Z")
+        elif value.type != 48 or rule.kind != R_TIME:
+            return refuse(e, &e.names[rule.slot], "must be an RFC 3339 timestamp in a string")
+        elif parse_epoch_seconds(text.p, text.size, &sent) < 0:
+            return refuse(e, &e.names[rule.slot], "must be a number of seconds since 1970")
+        time_ns = min(max(sent, d.time_min_ns), d.time_max_ns)
+        if time_ns != sent:
+            d.timestamps_clamped += d.counting
+            if map != NULL and map_is_open(e, output, map):
+                if map_key(map, b"weir.timestamp", 14) < 0:
+                    return NO_MEMORY
+                if append_sized_text(&map.data, digits, format_int64(sent, digits), SIZE_MAX) < 0:
+                    return NO_MEMORY
+    time_ns = time_ns // power_of_ten(9 - column.scale)
+    return NO_MEMORY if column_append_fixed(column, <uint64_t> time_ns) < 0 else OK
+
+
+cdef bint map_is_open(entries_t *e, output_t *output, column_t *map) noexcept nogil:
+    cdef int i
+    cdef entry_output_t *plan = e.plan
+    for i in range(plan.map_count):
+        if &output.columns[plan.maps[i]] == map:
+            return True
+    return False
+
+
+cdef int entry_level(entries_t *e, output_t *output, rule_t *rule, json_value_t *value) noexcept nogil:
+    """The level as sent, and its number into the column of severity numbers."""
+    cdef column_t *number = output.source[S_SEVERITY_NUMBER]
+    cdef text_t text
+    cdef int severity = 0
+    text.p = value.p
+    text.size = 0
+    if value.type == 34:
+        if scalar_text(e, value, &text) < 0:
+            return NO_MEMORY
+        severity = severity_of_level(text.p, text.size)
+    elif value.type != 0 and value.type != 110:
+        severity = -1
+    if severity < 0:
+        return refuse(e, &e.names[rule.slot],
+                      "must be trace, debug, info, warning, error, critical or heartbeat")
+    e.heartbeat = severity & 0x100 != 0
+    if number != NULL and column_append_fixed(number, <uint64_t> (severity & 0xFF)) < 0:
+        return NO_MEMORY
+    return NO_MEMORY if column_append_text(&output.columns[rule.column], text.p, text.size) < 0 else OK
+
+
+cdef int entry_int(entries_t *e, column_t *column, rule_t *rule, json_value_t *value) noexcept nogil:
+    cdef int64_t integer = 0
+    cdef uint64_t unsigned_ = 0
+    cdef size_t size = <size_t> (value.end - value.p)
+    cdef int bits = column.width * 8
+    if value.type != 48:
+        return refuse(e, &e.names[rule.slot], "must be an integer")
+    if not column.signed_ and parse_uint64(value.p, size, &unsigned_) == 0:
+        if bits < 64 and unsigned_ >> bits:
+            return refuse(e, &e.names[rule.slot], "is an integer out of range")
+    elif parse_integral(value.p, size, &integer) < 0:
+        return refuse(e, &e.names[rule.slot], "must be an integer, and in range")
+    elif (not column.signed_ and (integer < 0 or (bits < 64 and integer >> bits))) or (
+            column.signed_ and bits < 64 and not -(<int64_t> 1 << (bits - 1)) <= integer < <int64_t> 1 << (bits - 1)):
+        return refuse(e, &e.names[rule.slot], "is an integer out of range")
+    else:
+        unsigned_ = <uint64_t> integer
+    return NO_MEMORY if column_append_fixed(column, unsigned_) < 0 else OK
+
+
+cdef int entry_number(entries_t *e, column_t *column, rule_t *rule, json_value_t *value) noexcept nogil:
+    cdef double number = 0
+    cdef float narrow
+    cdef uint64_t bits = 0
+    if value.type == 78:
+        bits = 0x7FF8000000000000 if value.p[0] == 78 else (0x7FF0000000000000 if value.p[0] == 73 else 0xFFF0000000000000)
+        number = double_from_bits(bits)
+    elif value.type != 48 or parse_double(value.p, <size_t> (value.end - value.p), &number) < 0:
+        return refuse(e, &e.names[rule.slot], "must be a number")
+    bits = bits_from_double(number)
+    if column.width == 4:
+        narrow = <float> number
+        bits = 0
+        memcpy(&bits, &narrow, 4)
+    return NO_MEMORY if column_append_fixed(column, bits) < 0 else OK
+
+
+cdef int append_flat(entries_t *e, column_t *map, json_value_t *value) noexcept nogil:
+    """One attribute under the key in ``e.key``."""
+    cdef text_t text
+    cdef int cut, status
+    if map_open_entries(map) >= C_ATTRIBUTES_MAX:
+        e.d.attributes_cut += e.d.counting
+        return OK
+    if scalar_text(e, value, &text) < 0:
+        return NO_MEMORY
+    if value.type == 123:
+        text.size = 2           # only an empty object comes here
+        text.p = <const uint8_t *> b"{}"
+    cut = map_key(map, e.key.data, e.key.size)
+    status = append_sized_text(&map.data, text.p, text.size, C_VALUE_BYTES_MAX)
+    if cut < 0 or status < 0:
+        return NO_MEMORY
+    if e.d.counting:
+        e.d.attributes_cut += cut + status
+    return OK
+
+
+cdef int append_key(entries_t *e, const uint8_t *p, size_t size) noexcept nogil:
+    """Add to the key being built; what lies far beyond the cap on keys cannot matter."""
+    if e.key.size >= FLAT_KEY_MAX:
+        return OK
+    return NO_MEMORY if buffer_append(&e.key, p, min(size, <size_t> FLAT_KEY_MAX)) < 0 else OK
+
+
+cdef int flatten(entries_t *e, column_t *map, json_value_t *object_, int depth) noexcept nogil:
+    """A checked object's members as attributes behind the prefix in ``e.key``, nested ones with dots."""
+    cdef json_t j
+    cdef string_t key
+    cdef text_t name
+    cdef json_value_t value
+    cdef size_t prefix = e.key.size
+    cdef int status
+    memset(&j, 0, sizeof(j))
+    j.p = object_.p
+    j.end = object_.end
+    j.depth_max = e.j.depth_max + 1
+    j.nan_literals = e.j.nan_literals
+    status = open_container(e.d, &j, 123, 0)
+    while status == 1:
+        if read_member(e.d, &j, &key) < 0 or string_text(&key, &e.work, &name) < 0:
+            return NO_MEMORY
+        e.key.size = prefix
+        if append_key(e, name.p, name.size) < 0:
+            return NO_MEMORY
+        if read_json(e.d, &j, &value, 1) < 0:
+            return MALFORMED
+        if value.type == 123 and not is_empty_object(&value):
+            if append_key(e, <const uint8_t *> b".", 1) < 0:
+                return NO_MEMORY
+            status = flatten(e, map, &value, depth + 1)
+        else:
+            status = append_flat(e, map, &value)
+        if status < 0:
+            return status
+        status = next_item(e.d, &j, 125)
+    e.key.size = prefix
+    return OK
+
+
+cdef inline bint is_empty_object(json_value_t *value) noexcept nogil:
+    cdef const uint8_t *p = value.p + 1
+    while p[0] == 32 or p[0] == 10 or p[0] == 13 or p[0] == 9:
+        p += 1
+    return p[0] == 125
+
+
+cdef int apply_rule(entries_t *e, output_t *output, rule_t *rule) noexcept nogil:
+    cdef json_value_t *value = &e.slots[rule.slot]
+    cdef text_t *name = &e.names[rule.slot]
+    cdef column_t *column = &output.columns[rule.column]
+    cdef bint absent = value.type == 0 or value.type == 110
+    cdef text_t text
+    if rule.required and absent:
+        return refuse(e, name, "is required")
+    if rule.nonempty and value.type == 34 and value.end - value.p == 2:
+        return refuse(e, name, "must not be empty")
+    if rule.kind == R_TIME or rule.kind == R_TIMESTAMP:
+        return entry_time(e, output, rule, value)
+    if rule.kind == R_LEVEL:
+        return entry_level(e, output, rule, value)
+    if rule.kind == R_ATTRIBUTE or rule.kind == R_ATTRIBUTES:
+        if absent:
+            return OK
+        e.key.size = 0
+        if buffer_append(&e.key, rule.key.p, rule.key.size) < 0:
+            return NO_MEMORY
+        if rule.kind == R_ATTRIBUTES:
+            if value.type != 123:
+                return refuse(e, name, "must be an object")
+            return flatten(e, column, value, 1)
+        return append_attribute_text(e, column, value)
+    if absent:
+        if column == output.source[S_TRACE_ID]:
+            return NO_MEMORY if column_append_text(column, e.d.trace_id.p, e.d.trace_id.size) < 0 else OK
+        return NO_MEMORY if column_append_default(column) < 0 else OK
+    if rule.kind == R_INT:
+        return entry_int(e, column, rule, value)
+    if rule.kind == R_NUMBER:
+        return entry_number(e, column, rule, value)
+    if rule.kind == R_BOOLEAN:
+        if value.type != 116 and value.type != 102:
+            return refuse(e, name, "must be true or false")
+        return NO_MEMORY if column_append_fixed(column, value.type == 116) < 0 else OK
+    if rule.kind == R_STRING and value.type != 34:
+        return refuse(e, name, "must be a string")
+    if rule.kind == R_OBJECT and value.type != 123:
+        return refuse(e, name, "must be an object")
+    if rule.kind == R_JSON or rule.kind == R_OBJECT:
+        e.work.size = 0
+        if append_compact(e.d, value.p, value.end, &e.work) < 0:
+            return NO_MEMORY
+        text.p = e.work.data
+        text.size = e.work.size
+    elif scalar_text(e, value, &text) < 0:
+        return NO_MEMORY
+    if text.size == 0 and column == output.source[S_TRACE_ID]:
+        text = e.d.trace_id
+    return NO_MEMORY if column_append_text(column, text.p, text.size) < 0 else OK
+
+
+cdef int append_attribute_text(entries_t *e, column_t *map, json_value_t *value) noexcept nogil:
+    """One attribute under the key in ``e.key``; a container as compact JSON."""
+    cdef text_t text
+    cdef int cut, status
+    if map_open_entries(map) >= C_ATTRIBUTES_MAX:
+        e.d.attributes_cut += e.d.counting
+        return OK
+    if scalar_text(e, value, &text) < 0:
+        return NO_MEMORY
+    cut = map_key(map, e.key.data, e.key.size)
+    status = append_sized_text(&map.data, text.p, text.size, C_VALUE_BYTES_MAX)
+    if cut < 0 or status < 0:
+        return NO_MEMORY
+    if e.d.counting:
+        e.d.attributes_cut += cut + status
+    return OK
+
+
+cdef int apply_unknown(entries_t *e, output_t *output) noexcept nogil:
+    """Members that no rule knows: kept as attributes, refused, or ignored."""
+    cdef entry_output_t *plan = e.plan
+    cdef size_t i
+    cdef text_t name
+    cdef int status
+    if plan.unknown == UNKNOWN_IGNORE:
+        return OK
+    for i in range(e.unknown_count):
+        if string_text(&e.unknown[i].key, &e.work, &name) < 0:
+            return NO_MEMORY
+        e.key.size = 0
+        if append_key(e, name.p, name.size) < 0:
+            return NO_MEMORY
+        if plan.unknown == UNKNOWN_REJECT:
+            name.p = e.key.data
+            name.size = e.key.size
+            return refuse(e, &name, "is not a field of this schema")
+        status = OK
+        if e.unknown[i].value.type == 123 and not is_empty_object(&e.unknown[i].value):
+            if append_key(e, <const uint8_t *> b".", 1) < 0:
+                return NO_MEMORY
+            status = flatten(e, &output.columns[plan.unknown], &e.unknown[i].value, 1)
+        else:
+            status = append_flat(e, &output.columns[plan.unknown], &e.unknown[i].value)
+        if status < 0:
+            return status
+    return OK
+
+
+cdef int write_entry(entries_t *e, output_t *output) noexcept nogil:
+    """The entry in the slots as one row of the output."""
+    cdef entry_output_t *plan = e.plan
+    cdef decoder_t *d = e.d
+    cdef column_t *column
+    cdef int i, status
+    e.heartbeat = False
+    for i in range(plan.map_count):
+        map_begin(&output.columns[plan.maps[i]])
+    for i in range(plan.rule_count):
+        status = apply_rule(e, output, &plan.rules[i])
+        if status < 0:
+            return status
+    status = apply_unknown(e, output)
+    if status < 0:
+        return status
+    for i in range(plan.map_count):
+        if map_end(&output.columns[plan.maps[i]]) < 0:
+            return NO_MEMORY
+    return fill_entry(e, output)
+
+
+cdef inline bint unruled(entries_t *e, output_t *output, column_t *column) noexcept nogil:
+    return column != NULL and not e.plan.ruled[column - output.columns]
+
+
+cdef int fill_entry(entries_t *e, output_t *output) noexcept nogil:
+    """What the plan's feeds add to each row: arrival, the request's trace id, the heartbeat's name."""
+    cdef decoder_t *d = e.d
+    cdef column_t **to = output.source
+    cdef int status = 0
+    if unruled(e, output, to[S_TIME]):
+        status |= column_append_fixed(to[S_TIME], <uint64_t> d.arrival_ns)
+    if unruled(e, output, to[S_OBSERVED_TIME]):
+        status |= column_append_fixed(to[S_OBSERVED_TIME], <uint64_t> d.arrival_ns)
+    if unruled(e, output, to[S_TRACE_ID]):
+        status |= column_append_text(to[S_TRACE_ID], d.trace_id.p, d.trace_id.size)
+    if unruled(e, output, to[S_EVENT_NAME]):
+        status |= column_append_text(to[S_EVENT_NAME], <const uint8_t *> b"heartbeat", 9 if e.heartbeat else 0)
+    return NO_MEMORY if status != 0 else OK
+
+
+# ---------------------------------------------------------------- the request
+
+cdef int decode_entry(entries_t *e, EntryPlan plan, bint refused, int depth) noexcept:
+    """One element. With ``refused`` it is only checked: the request is lost already."""
+    cdef decoder_t *d = e.d
+    cdef json_value_t value
+    cdef text_t none
+    cdef int i, status
+    none.p = NULL
+    none.size = 0
+    skip_space(&e.j)
+    if refused or e.j.p >= e.j.end or e.j.p[0] != 123:
+        status = read_json(d, &e.j, &value, depth)
+        if status < 0 or refused:
+            return status
+        return refuse(e, &none, "must be an object")
+    status = read_entry(e, depth)
+    if status < 0:
+        return status
+    for i in range(d.output_count):
+        d.counting = i == 0
+        e.plan = &plan.outputs[i]
+        status = write_entry(e, &d.outputs[i])
+        if status < 0:
+            return status
+    d.rows += 1
+    if d.rows % 64 == 0 and grown(d) > d.column_bytes_max:
+        return TOO_LARGE
+    return OK
+
+
+cdef int decode_entries(entries_t *e, EntryPlan plan, size_t entries_max, size_t *over) noexcept:
+    cdef decoder_t *d = e.d
+    cdef int status, more = 1
+    cdef bint refused = False
+    cdef size_t index = 0
+    cdef json_value_t value
+    skip_space(&e.j)
+    e.in_array = e.j.p < e.j.end and e.j.p[0] == 91
+    if e.in_array:
+        more = open_container(d, &e.j, 91, 0)
+    while more == 1:
+        if entries_max and index >= entries_max:
+            over[0] += 1
+            status = read_json(d, &e.j, &value, 1)
+        else:
+            status = decode_entry(e, plan, refused, 1 if e.in_array else 0)
+        if status == INVALID:
+            refused = True
+            e.index = index
+            # The text of the refusal is made while the plan and the key are there.
+            status = OK
+        if status < 0:
+            return status
+        index += 1
+        more = next_item(d, &e.j, 93) if e.in_array else 0
+    if more < 0:
+        return more
+    if whole_json(d, &e.j) < 0:
+        return MALFORMED
+    if refused:
+        return INVALID
+    if grown(d) > d.column_bytes_max:
+        return TOO_LARGE
+    return fill_request(d, d.rows)
+
+
+cdef object refusal(entries_t *e):
+    """What is not acceptable, where, and what it must be."""
+    cdef bytes name = b""
+    if e.bad_name.p != NULL:
+        name = PyBytes_FromStringAndSize(<const char *> e.bad_name.p, min(e.bad_name.size, <size_t> C_KEY_BYTES_MAX))
+    field = name.decode("utf-8", "replace")
+    if e.in_array:
+        field = f"[{e.index}].{field}" if name else f"[{e.index}]"
+    text = f"{field or 'the body'} {e.bad_text.decode()}"
+    return Invalid(text, field=field or None, index=e.index if e.in_array else None)
+
+
+def entries(body, EntryPlan plan not None, outputs, *, constants, int64_t arrival_ns, int64_t time_min_ns=0,
+            int64_t time_max_ns=INT64_MAX, size_t column_bytes_max=256 << 20, size_t entries_max=0,
+            bint nan_literals=False):
+    """Flat JSON entries, an array of objects or one object, all or nothing."""
+    cdef decoder_t d
+    cdef entries_t e
+    cdef Py_buffer view
+    cdef int status, i
+    cdef size_t over = 0
+    cdef Decoded decoded
+    memset(&e, 0, sizeof(e))
+    PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+    try:
+        begin(&d, &view, arrival_ns, time_min_ns, time_max_ns, column_bytes_max)
+        project_id = borrow(constants, "project_id", &d.project_id)
+        dialect = borrow(constants, "dialect", &d.dialect)
+        trace_id = borrow(constants, "trace_id", &d.trace_id)
+        e.d = &d
+        e.names = plan.names
+        e.name_count = plan.name_count
+        for i in range(plan.output_count):
+            e.keep_unknown |= plan.outputs[i].unknown != UNKNOWN_IGNORE
+        start_json(&d, &e.j, MAX_JSON_DEPTH, nan_literals)
+        bind_outputs(&d, plan.layouts, plan.sources, outputs)
+        status = decode_entries(&e, plan, entries_max, &over)
+        if status < 0:
+            undo(outputs)
+            raise refusal(&e) if status == INVALID else failure(&d, status, "not JSON")
+        decoded = counts_of(&d)
+        if over:
+            decoded.rejected = {"count": over}
+            decoded.message = f"only the first {entries_max} entries of a request are kept"
+        return decoded
+    finally:
+        buffer_free(&e.key)
+        buffer_free(&e.work)
+        free(e.unknown)
+        free_decoder(&d)
+        PyBuffer_Release(&view)

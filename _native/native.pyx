@@ -1,0 +1,42 @@
+# cython: language_level=3, freethreading_compatible=False
+"""gateway._native: bytes to columns to blocks. This file is the contents page.
+
+    buffer.h dictionary.h column.h       the data structures: growable, bounded, taken back by truncation
+    text.h number.h time.h cityhash.h    leaf kernels: UTF-8, JSON strings, numbers, timestamps, checksum
+    columns.pyx                          Columns: an open block; Native blocks and their compressed framing
+    decoded.pyx                          Decoded: the counts of one request; how failures become errors
+    cursor.pyx                           the protobuf reader that checks its own bounds
+    otlp_protobuf.pyx                    ExportLogsServiceRequest -> rows
+    json.pyx                             the JSON tokenizer
+    otlp_json.pyx                        OTLP/JSON -> OTLP protobuf, which the above turns into rows
+    entries.pyx                          flat JSON entries -> rows, by a plan
+    bucket.pyx                           the token bucket
+
+Inner functions are noexcept nogil and return a status; only what Python calls raises.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport INT64_MAX, SIZE_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memmove, memset
+
+import os
+
+from lz4 import block as lz4_block
+
+from gateway.errors import Invalid, Malformed, TooLarge
+from gateway.schema import SOURCES
+
+include "headers.pyx"
+include "columns.pyx"
+include "decoded.pyx"
+include "cursor.pyx"
+include "otlp_protobuf.pyx"
+include "json.pyx"
+include "otlp_json.pyx"
+include "entries.pyx"
+include "bucket.pyx"
+
+seed_dictionaries(int.from_bytes(os.urandom(8), "little"))
+number_init()

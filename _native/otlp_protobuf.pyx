@@ -1,0 +1,971 @@
+# OTLP logs in protobuf -> rows (opentelemetry-proto 1.11; docs/rows.md says what becomes what).
+#
+# ExportLogsServiceRequest  1 resource_logs*
+# ResourceLogs              1 resource  2 scope_logs*  3 schema_url
+# Resource                  1 attributes*  2 dropped_attributes_count  3 entity_refs*
+# ScopeLogs                 1 scope  2 log_records*  3 schema_url
+# InstrumentationScope      1 name  2 version  3 attributes*  4 dropped_attributes_count
+# LogRecord                 1 time_unix_nano (fixed64)  2 severity_number  3 severity_text  5 body
+#                           6 attributes*  7 dropped_attributes_count  8 flags (fixed32)  9 trace_id
+#                           10 span_id  11 observed_time_unix_nano (fixed64)  12 event_name
+# KeyValue                  1 key  2 value  3 key_strindex
+# AnyValue (one of)         1 string  2 bool  3 int  4 double  5 array  6 kvlist  7 bytes  8 strindex
+# ArrayValue, KeyValueList  1 values*
+#
+# The records of a scope are written first; then what they share, once, and repeated for the rest.
+# Everything known is walked to its end even when it is not kept, so that a malformed request is
+# refused whole whichever of its records would have been rejected.
+
+cdef enum:
+    ANY_NONE = 0
+    ANY_STRING = 1
+    ANY_BOOL = 2
+    ANY_INT = 3
+    ANY_DOUBLE = 4
+    ANY_ARRAY = 5
+    ANY_MAP = 6
+    ANY_BYTES = 7
+    WALK_DEPTH_MAX = 100        # how deep a value is still checked; protobuf's own limit is below
+
+ctypedef struct value_t:
+    # An AnyValue, one level of it.
+    int kind
+    uint64_t bits
+    const uint8_t *p
+    size_t size
+
+cdef extern from * nogil:
+    """
+    static const char *const SEVERITY_TEXTS[25] = {
+        "", "TRACE", "TRACE2", "TRACE3", "TRACE4", "DEBUG", "DEBUG2", "DEBUG3", "DEBUG4",
+        "INFO", "INFO2", "INFO3", "INFO4", "WARN", "WARN2", "WARN3", "WARN4",
+        "ERROR", "ERROR2", "ERROR3", "ERROR4", "FATAL", "FATAL2", "FATAL3", "FATAL4",
+    };
+    """
+    const char *SEVERITY_TEXTS[25]
+
+ctypedef struct record_t:
+    # A LogRecord's own fields, borrowed.
+    uint64_t time_ns
+    uint64_t observed_ns
+    int32_t severity_number
+    uint32_t flags
+    text_t severity_text
+    text_t trace_id
+    text_t span_id
+    text_t event_name
+    value_t body
+    bint named_by_attribute
+    bint has_record_id
+
+
+# ---------------------------------------------------------------- values
+
+cdef int read_any(decoder_t *d, const uint8_t *p, size_t size, value_t *value) noexcept nogil:
+    """One level of an AnyValue: the last member set wins; pieces of one array or map are joined."""
+    cdef cursor_t c
+    cdef field_t field
+    cdef int more
+    cdef const uint8_t *at
+    cdef const uint8_t *pieces_start = NULL
+    cdef int pieces = 0
+    cdef text_t whole
+    memset(&field, 0, sizeof(field))
+    value.kind = ANY_NONE
+    value.size = 0
+    value.p = p
+    c.p = p
+    c.end = p + size
+    while True:
+        at = c.p
+        more = next_field(d, &c, &field)
+        if more <= 0:
+            break
+        if field.wire == BYTES and (field.number == ANY_ARRAY or field.number == ANY_MAP):
+            if value.kind == <int> field.number:
+                pieces += 1
+            else:
+                pieces = 1
+                pieces_start = at
+        elif not ((field.wire == BYTES and (field.number == ANY_STRING or field.number == ANY_BYTES))
+                  or (field.wire == VARINT and (field.number == ANY_BOOL or field.number == ANY_INT
+                                                or field.number == 8))
+                  or (field.wire == FIXED64 and field.number == ANY_DOUBLE)):
+            continue
+        value.kind = field.number if field.number != 8 else ANY_NONE
+        value.bits = field.value
+        value.p = field.p
+        value.size = field.size
+    if more < 0:
+        return more
+    if (value.kind == ANY_ARRAY or value.kind == ANY_MAP) and pieces > 1:
+        # pieces_start lies behind the last other member, so only this run is joined.
+        more = join_split(d, pieces_start, p + size, value.kind, &whole)
+        value.p = whole.p
+        value.size = whole.size
+    return more
+
+
+cdef int read_key_value(decoder_t *d, const uint8_t *p, size_t size, text_t *key, text_t *any_) noexcept nogil:
+    """A KeyValue: its key, and the bytes of its AnyValue."""
+    cdef cursor_t c
+    cdef field_t field
+    cdef int more, pieces = 0
+    memset(&field, 0, sizeof(field))
+    c.p = p
+    c.end = p + size
+    key.p = p
+    key.size = 0
+    any_.p = p
+    any_.size = 0
+    while True:
+        more = next_field(d, &c, &field)
+        if more <= 0:
+            break
+        if field.wire == BYTES:
+            if field.number == 1:
+                key.p = field.p
+                key.size = field.size
+            elif field.number == 2:
+                any_.p = field.p
+                any_.size = field.size
+                pieces += 1
+    if more < 0:
+        return more
+    if unlikely_(pieces > 1):
+        return join_split(d, p, p + size, 2, any_)
+    return OK
+
+
+cdef inline size_t format_scalar(value_t *value, uint8_t *out, bint bare) noexcept nogil:
+    """A boolean, integer or double as text in at most 32 bytes. ``bare``: NaN and infinities unquoted."""
+    cdef double number
+    cdef const char *name
+    cdef size_t size
+    if value.kind == ANY_BOOL:
+        if value.bits:
+            memcpy(out, b"true", 4)
+            return 4
+        memcpy(out, b"false", 5)
+        return 5
+    if value.kind == ANY_INT:
+        return format_int64(<int64_t> value.bits, out)
+    number = double_from_bits(value.bits)
+    if number - number == 0:
+        return format_double(number, out)
+    if number != number:
+        name = b'"NaN"'
+        size = 5
+    elif number > 0:
+        name = b'"Infinity"'
+        size = 10
+    else:
+        name = b'"-Infinity"'
+        size = 11
+    if bare:
+        memcpy(out, name + 1, size - 2)
+        return size - 2
+    memcpy(out, name, size)
+    return size
+
+
+cdef int append_json(decoder_t *d, const uint8_t *p, size_t size, int depth, buffer_t *out) noexcept nogil:
+    """An AnyValue inside an array or map as compact JSON; with ``out`` NULL it is only checked."""
+    cdef value_t value
+    cdef uint8_t[32] small
+    cdef size_t length
+    cdef int status = read_any(d, p, size, &value)
+    if status < 0:
+        return status
+    if depth > MAX_VALUE_DEPTH:
+        d.too_deep = True
+        out = NULL
+        if depth > WALK_DEPTH_MAX:
+            return OK
+    if value.kind == ANY_ARRAY:
+        return append_json_array(d, value.p, value.size, depth, out)
+    if value.kind == ANY_MAP:
+        return append_json_map(d, value.p, value.size, depth, out)
+    if out == NULL:
+        return OK
+    if value.kind == ANY_NONE:
+        status = buffer_append(out, b"null", 4)
+    elif value.kind == ANY_STRING:
+        status = buffer_append_json_string(out, value.p, value.size)
+    elif value.kind == ANY_BYTES:
+        status = buffer_append_byte(out, 34)
+        status |= buffer_append_base64(out, value.p, value.size)
+        status |= buffer_append_byte(out, 34)
+    else:
+        length = format_scalar(&value, small, False)
+        status = buffer_append(out, small, length)
+    return NO_MEMORY if status != 0 else OK
+
+
+cdef int append_json_array(decoder_t *d, const uint8_t *p, size_t size, int depth, buffer_t *out) noexcept nogil:
+    cdef cursor_t c
+    cdef field_t field
+    cdef int more, status
+    cdef bint first = True
+    memset(&field, 0, sizeof(field))
+    c.p = p
+    c.end = p + size
+    if out != NULL and buffer_append_byte(out, 91) < 0:
+        return NO_MEMORY
+    while True:
+        more = next_field(d, &c, &field)
+        if more < 0:
+            return more
+        if more == 0:
+            break
+        if field.number != 1 or field.wire != BYTES:
+            continue
+        if out != NULL and not first and buffer_append_byte(out, 44) < 0:
+            return NO_MEMORY
+        first = False
+        status = append_json(d, field.p, field.size, depth + 1, out)
+        if status < 0:
+            return status
+    if out != NULL and buffer_append_byte(out, 93) < 0:
+        return NO_MEMORY
+    return OK
+
+
+cdef int append_json_map(decoder_t *d, const uint8_t *p, size_t size, int depth, buffer_t *out) noexcept nogil:
+    """A KeyValueList as a JSON object; of a key that comes twice the last one stays, at its place."""
+    cdef cursor_t c
+    cdef field_t field
+    cdef int more, status
+    cdef bint first = True
+    cdef text_t key, any_
+    cdef uint32_t entry = 0, entries = 0
+    cdef int64_t index
+    cdef dictionary_t keys
+    memset(&field, 0, sizeof(field))
+    memset(&keys, 0, sizeof(keys))
+    if out != NULL:
+        status = last_places(d, p, size, &keys, &entries)
+        if status < 0:
+            dictionary_free(&keys)
+            return status
+    c.p = p
+    c.end = p + size
+    status = OK
+    if out != NULL and buffer_append_byte(out, 123) < 0:
+        status = NO_MEMORY
+    while status == OK:
+        more = next_field(d, &c, &field)
+        if more <= 0:
+            status = more
+            break
+        if field.number != 1 or field.wire != BYTES:
+            continue
+        status = read_key_value(d, field.p, field.size, &key, &any_)
+        if status < 0:
+            break
+        entry += 1
+        if out == NULL:
+            status = append_json(d, any_.p, any_.size, depth + 1, NULL)
+            continue
+        if entries > 1:
+            index = dictionary_entry(&keys, key.p, key.size, SIZE_MAX, &more)
+            if index < 0:
+                status = NO_MEMORY
+                break
+            if keys.entries[index].position != entry:
+                status = append_json(d, any_.p, any_.size, depth + 1, NULL)
+                continue
+        if not first and buffer_append_byte(out, 44) < 0:
+            status = NO_MEMORY
+            break
+        first = False
+        if buffer_append_json_string(out, key.p, key.size) < 0 or buffer_append_byte(out, 58) < 0:
+            status = NO_MEMORY
+            break
+        status = append_json(d, any_.p, any_.size, depth + 1, out)
+    dictionary_free(&keys)
+    if status == OK and out != NULL and buffer_append_byte(out, 125) < 0:
+        return NO_MEMORY
+    return status
+
+
+cdef int last_places(decoder_t *d, const uint8_t *p, size_t size, dictionary_t *keys,
+                     uint32_t *entries) noexcept nogil:
+    """For each key of a KeyValueList the number of the last entry that has it, counted from 1."""
+    cdef cursor_t c
+    cdef field_t field
+    cdef int more, cut = 0
+    cdef text_t key, any_
+    cdef int64_t index
+    memset(&field, 0, sizeof(field))
+    c.p = p
+    c.end = p + size
+    while True:
+        more = next_field(d, &c, &field)
+        if more <= 0:
+            return more
+        if field.number != 1 or field.wire != BYTES:
+            continue
+        more = read_key_value(d, field.p, field.size, &key, &any_)
+        if more < 0:
+            return more
+        entries[0] += 1
+        index = dictionary_entry(keys, key.p, key.size, SIZE_MAX, &cut)
+        if index < 0:
+            return NO_MEMORY
+        keys.entries[index].position = entries[0]
+
+
+cdef int value_text(decoder_t *d, value_t *value, buffer_t *out) noexcept nogil:
+    """Append a top-level AnyValue's text to ``out`` (as sent: not yet repaired where a string)."""
+    cdef uint8_t[32] small
+    cdef size_t length
+    if value.kind == ANY_NONE:
+        return OK
+    if value.kind == ANY_STRING:
+        return NO_MEMORY if buffer_append(out, value.p, value.size) < 0 else OK
+    if value.kind == ANY_BYTES:
+        return NO_MEMORY if buffer_append_base64(out, value.p, value.size) < 0 else OK
+    if value.kind == ANY_ARRAY:
+        return append_json_array(d, value.p, value.size, 1, out)
+    if value.kind == ANY_MAP:
+        return append_json_map(d, value.p, value.size, 1, out)
+    length = format_scalar(value, small, True)
+    return NO_MEMORY if buffer_append(out, small, length) < 0 else OK
+
+
+cdef inline int check_value(decoder_t *d, value_t *value) noexcept nogil:
+    if value.kind == ANY_ARRAY:
+        return append_json_array(d, value.p, value.size, 1, NULL)
+    if value.kind == ANY_MAP:
+        return append_json_map(d, value.p, value.size, 1, NULL)
+    return OK
+
+
+cdef inline int append_value(decoder_t *d, value_t *value, buffer_t *out, size_t max) noexcept nogil:
+    """A value as sized text of at most ``max`` bytes; 1 when it was cut."""
+    cdef uint8_t[32] small
+    cdef int status
+    if likely_(value.kind == ANY_STRING):
+        status = append_sized_text(out, value.p, value.size, max)
+    elif value.kind == ANY_INT or value.kind == ANY_DOUBLE or value.kind == ANY_BOOL:
+        status = append_sized_text(out, small, format_scalar(value, small, True), max)
+    else:
+        d.scratch.size = 0
+        status = value_text(d, value, &d.scratch)
+        if status < 0:
+            return status
+        status = append_sized_text(out, d.scratch.data, d.scratch.size, max)
+    return NO_MEMORY if status < 0 else status
+
+
+# ---------------------------------------------------------------- attributes
+
+cdef inline bint is_key(text_t *key, const char *name, size_t size) noexcept nogil:
+    return key.size == size and memcmp(key.p, name, size) == 0
+
+
+cdef int append_attribute(decoder_t *d, column_t *map, text_t *key, value_t *value) noexcept nogil:
+    """One more entry of the open map row; what is over the caps is cut and counted."""
+    cdef int cut = 0, status
+    status = map_key(map, key.p, key.size)
+    if status < 0:
+        return NO_MEMORY
+    cut += status
+    status = append_value(d, value, &map.data, C_VALUE_BYTES_MAX)
+    if status < 0:
+        return status
+    cut += status
+    if d.counting:
+        d.attributes_cut += cut
+    return OK
+
+
+cdef int record_attribute(decoder_t *d, column_t *map, record_t *record, const uint8_t *p, size_t size,
+                          uint32_t number) noexcept nogil:
+    """The record's attribute number ``number``, from 0. ``map`` NULL: checked only."""
+    cdef text_t key, any_
+    cdef value_t value
+    cdef int status = read_key_value(d, p, size, &key, &any_)
+    if status < 0:
+        return status
+    status = read_any(d, any_.p, any_.size, &value)
+    if status < 0:
+        return status
+    if number >= C_ATTRIBUTES_MAX:
+        if d.counting:
+            d.attributes_cut += 1
+        return check_dropped(d, &value)
+    if is_key(&key, b"event.name", 10):
+        record.named_by_attribute = True
+        d.event_name.size = 0
+        status = value_text(d, &value, &d.event_name)
+    elif is_key(&key, b"log.record.uid", 14):
+        record.has_record_id = True
+        d.record_id.size = 0
+        status = value_text(d, &value, &d.record_id)
+    if status < 0:
+        return status
+    if map == NULL:
+        return check_value(d, &value)
+    return append_attribute(d, map, &key, &value)
+
+
+cdef int check_dropped(decoder_t *d, value_t *value) noexcept nogil:
+    """Check a value that is not kept: how deep it nests does not matter then."""
+    cdef bint too_deep = d.too_deep
+    cdef int status = check_value(d, value)
+    d.too_deep = too_deep
+    return status
+
+
+cdef int group_attributes(decoder_t *d, column_t *map, const uint8_t *p, size_t size, uint32_t number,
+                          text_t *service_name, bint has_service) noexcept nogil:
+    """One map row of the attributes (field ``number``) of a resource or scope; ``map`` NULL: checked only.
+
+    ``has_service``: also finds service.name, whose text is left in ``d.event_name``.
+    """
+    cdef cursor_t c
+    cdef field_t field
+    cdef text_t key, any_
+    cdef value_t value, empty
+    cdef int more
+    cdef uint32_t seen = 0
+    memset(&field, 0, sizeof(field))
+    memset(&empty, 0, sizeof(empty))
+    c.p = p
+    c.end = p + size
+    while True:
+        more = next_field(d, &c, &field)
+        if more <= 0:
+            return more
+        if field.wire != BYTES:
+            continue
+        if field.number != number:
+            if number == 1 and field.number == 3:
+                more = check_message(d, field.p, field.size)      # an EntityRef
+                if more < 0:
+                    return more
+            continue
+        more = read_key_value(d, field.p, field.size, &key, &any_)
+        if more < 0:
+            return more
+        more = read_any(d, any_.p, any_.size, &value)
+        if more < 0:
+            return more
+        seen += 1
+        d.too_deep = False
+        more = check_value(d, &value)
+        if more < 0:
+            return more
+        if map == NULL:
+            continue
+        if seen > C_ATTRIBUTES_MAX:
+            d.attributes_cut += d.counting
+            continue
+        if d.too_deep:
+            value = empty
+            d.attributes_cut += d.counting
+        if has_service and is_key(&key, b"service.name", 12):
+            d.event_name.size = 0
+            more = value_text(d, &value, &d.event_name)
+            if more < 0:
+                return more
+            service_name.p = d.event_name.data
+            service_name.size = d.event_name.size
+        more = append_attribute(d, map, &key, &value)
+        if more < 0:
+            return more
+
+
+# ---------------------------------------------------------------- records
+
+cdef int read_record(decoder_t *d, column_t *map, record_t *record, const uint8_t *p, size_t size) noexcept nogil:
+    """A LogRecord's fields; its attributes go straight into the open row of ``map``."""
+    cdef cursor_t c
+    cdef field_t field
+    cdef int more, bodies = 0
+    cdef uint32_t attributes = 0
+    cdef text_t body
+    memset(&field, 0, sizeof(field))
+    memset(record, 0, sizeof(record_t))
+    body.p = p
+    body.size = 0
+    c.p = p
+    c.end = p + size
+    while True:
+        more = next_field(d, &c, &field)
+        if more <= 0:
+            break
+        if field.wire == BYTES:
+            if field.number == 6:
+                more = record_attribute(d, map, record, field.p, field.size, attributes)
+                if more < 0:
+                    return more
+                attributes += 1
+            elif field.number == 5:
+                body.p = field.p
+                body.size = field.size
+                bodies += 1
+            elif field.number == 3:
+                record.severity_text.p = field.p
+                record.severity_text.size = field.size
+            elif field.number == 9:
+                record.trace_id.p = field.p
+                record.trace_id.size = field.size
+            elif field.number == 10:
+                record.span_id.p = field.p
+                record.span_id.size = field.size
+            elif field.number == 12:
+                record.event_name.p = field.p
+                record.event_name.size = field.size
+        elif field.wire == FIXED64:
+            if field.number == 1:
+                record.time_ns = field.value
+            elif field.number == 11:
+                record.observed_ns = field.value
+        elif field.wire == VARINT:
+            if field.number == 2:
+                record.severity_number = <int32_t> <uint32_t> field.value
+        elif field.wire == FIXED32 and field.number == 8:
+            record.flags = <uint32_t> field.value
+    if more < 0:
+        return more
+    if unlikely_(bodies > 1):
+        more = join_split(d, p, p + size, 5, &body)
+        if more < 0:
+            return more
+    return read_any(d, body.p, body.size, &record.body)
+
+
+cdef inline int64_t clamp(decoder_t *d, uint64_t ns) noexcept nogil:
+    if ns > <uint64_t> d.time_max_ns:
+        return d.time_max_ns
+    if ns < <uint64_t> d.time_min_ns:
+        return d.time_min_ns
+    return <int64_t> ns
+
+
+cdef inline int append_id(column_t *column, text_t *id_, size_t size, text_t *otherwise) noexcept nogil:
+    """A trace or span id of ``size`` bytes as hex; of another length or all zeros it is none."""
+    cdef uint8_t[32] digits
+    cdef uint8_t any_ = 0
+    cdef size_t i
+    if id_.size == size:
+        for i in range(size):
+            any_ |= id_.p[i]
+        if any_:
+            hex_encode(id_.p, size, digits)
+            return column_append_text(column, digits, size * 2)
+    return column_append_text(column, otherwise.p, otherwise.size)
+
+
+cdef int append_time(decoder_t *d, output_t *output, record_t *record) noexcept nogil:
+    """When it happened and when it was seen. A time that had to be clamped stays as an attribute."""
+    cdef column_t *map = output.source[S_ATTRIBUTES]
+    cdef uint64_t sent = record.time_ns if record.time_ns else record.observed_ns
+    cdef int64_t time_ns = clamp(d, sent) if sent else d.arrival_ns
+    cdef uint8_t[32] digits
+    if unlikely_(sent != 0 and <uint64_t> time_ns != sent):
+        d.timestamps_clamped += d.counting
+        if map != NULL:
+            if map_key(map, b"weir.timestamp", 14) < 0:
+                return NO_MEMORY
+            if append_sized_text(&map.data, digits, format_uint64(sent, digits), SIZE_MAX) < 0:
+                return NO_MEMORY
+    if output.source[S_TIME] != NULL:
+        if column_append_fixed(output.source[S_TIME], <uint64_t> time_ns) < 0:
+            return NO_MEMORY
+    if output.source[S_OBSERVED_TIME] != NULL:
+        if record.observed_ns:
+            time_ns = clamp(d, record.observed_ns)
+        else:
+            time_ns = d.arrival_ns
+        if column_append_fixed(output.source[S_OBSERVED_TIME], <uint64_t> time_ns) < 0:
+            return NO_MEMORY
+    return OK
+
+
+cdef int append_record(decoder_t *d, output_t *output, record_t *record) noexcept nogil:
+    """The record's own columns but for attributes and body, which are written already."""
+    cdef column_t **to = output.source
+    cdef text_t none
+    cdef int status = 0, severity = record.severity_number
+    cdef const char *text
+    none.p = <const uint8_t *> b""
+    none.size = 0
+    if severity < 0 or severity > 24:
+        severity = 0
+    if append_time(d, output, record) < 0:
+        return NO_MEMORY
+    if to[S_TRACE_ID] != NULL:
+        status |= append_id(to[S_TRACE_ID], &record.trace_id, 16, &d.trace_id)
+    if to[S_SPAN_ID] != NULL:
+        status |= append_id(to[S_SPAN_ID], &record.span_id, 8, &none)
+    if to[S_FLAGS] != NULL:
+        status |= column_append_fixed(to[S_FLAGS], record.flags & 0xFF)
+    if to[S_SEVERITY_NUMBER] != NULL:
+        status |= column_append_fixed(to[S_SEVERITY_NUMBER], <uint64_t> severity)
+    if to[S_SEVERITY_TEXT] != NULL:
+        if record.severity_text.size:
+            status |= column_append_text(to[S_SEVERITY_TEXT], record.severity_text.p, record.severity_text.size)
+        else:
+            text = SEVERITY_TEXTS[severity]
+            status |= column_append_text(to[S_SEVERITY_TEXT], <const uint8_t *> text, text_length(text))
+    if to[S_EVENT_NAME] != NULL:
+        if record.event_name.size:
+            status |= column_append_text(to[S_EVENT_NAME], record.event_name.p, record.event_name.size)
+        elif record.named_by_attribute:
+            status |= column_append_text(to[S_EVENT_NAME], d.event_name.data, d.event_name.size)
+        else:
+            status |= column_append_text(to[S_EVENT_NAME], none.p, 0)
+    if to[S_RECORD_ID] != NULL:
+        if record.has_record_id:
+            status |= column_append_text(to[S_RECORD_ID], d.record_id.data, d.record_id.size)
+        else:
+            status |= column_append_text(to[S_RECORD_ID], none.p, 0)
+    return NO_MEMORY if status != 0 else OK
+
+
+cdef inline size_t text_length(const char *text) noexcept nogil:
+    cdef size_t length = 0
+    while text[length]:
+        length += 1
+    return length
+
+
+cdef int append_body(decoder_t *d, column_t *column, record_t *record) noexcept nogil:
+    cdef int status
+    if column == NULL:
+        return check_value(d, &record.body)
+    if column.kind == KIND_LOW:
+        d.scratch.size = 0
+        status = value_text(d, &record.body, &d.scratch)
+        if status < 0:
+            return status
+        return NO_MEMORY if column_append_text(column, d.scratch.data, d.scratch.size) < 0 else OK
+    status = append_value(d, &record.body, &column.data, SIZE_MAX)
+    if status < 0:
+        return status
+    if column.nullable and buffer_append_byte(&column.nulls, 0) < 0:
+        return NO_MEMORY
+    column.rows += 1
+    return OK
+
+
+cdef int decode_record(decoder_t *d, output_t *output, const uint8_t *p, size_t size) noexcept nogil:
+    """One record into one output: 1 when it became a row, 0 when it was rejected, or a failure."""
+    cdef column_t *map = output.source[S_ATTRIBUTES]
+    cdef column_t *body = output.source[S_BODY]
+    cdef column_mark_t map_mark, body_mark
+    cdef record_t record
+    cdef int status
+    cdef size_t cut = d.attributes_cut
+    cdef bint too_large = size > MAX_RECORD_BYTES
+    memset(&map_mark, 0, sizeof(map_mark))
+    memset(&body_mark, 0, sizeof(body_mark))
+    if too_large:
+        map = NULL
+        body = NULL
+    d.too_deep = False
+    if map != NULL:
+        column_save(map, &map_mark)
+        map_begin(map)
+    if body != NULL:
+        column_save(body, &body_mark)
+    status = read_record(d, map, &record, p, size)
+    if status < 0:
+        return status
+    status = append_body(d, body, &record)
+    if status < 0:
+        return status
+    if unlikely_(d.too_deep or too_large):
+        if map != NULL:
+            column_restore(map, &map_mark)
+        if body != NULL:
+            column_restore(body, &body_mark)
+        d.attributes_cut = cut
+        return 0
+    status = append_record(d, output, &record)
+    if status < 0:
+        return status
+    if map != NULL and map_end(map) < 0:
+        return NO_MEMORY
+    return 1
+
+
+cdef int decode_into_all(decoder_t *d, const uint8_t *p, size_t size) noexcept nogil:
+    """One record into every output: 1 kept, 0 rejected, or a failure."""
+    cdef int i, status = 0
+    cdef size_t joined = d.joined_count
+    for i in range(d.output_count):
+        d.counting = i == 0
+        status = decode_record(d, &d.outputs[i], p, size)
+        if status < 0:
+            return status
+    while d.joined_count > joined:
+        d.joined_count -= 1
+        buffer_free(&d.joined[d.joined_count])
+    if status == 0:
+        if d.first_rejected < 0:
+            d.first_rejected = <int64_t> d.records
+            d.first_rejected_depth = size <= MAX_RECORD_BYTES
+        if size > MAX_RECORD_BYTES:
+            d.rejected_size += 1
+        else:
+            d.rejected_depth += 1
+    d.records += 1
+    # Small records cannot outrun the limit by much between two looks.
+    if size > 4096 or d.records % 64 == 0:
+        if grown(d) > d.column_bytes_max:
+            return TOO_LARGE
+    return status
+
+
+# ---------------------------------------------------------------- groups
+
+ctypedef struct group_t:
+    # What the records of one ScopeLogs share.
+    text_t resource
+    text_t resource_schema_url
+    text_t scope
+    text_t scope_schema_url
+    text_t scope_name
+    text_t scope_version
+
+
+cdef int read_scope(decoder_t *d, group_t *group) noexcept nogil:
+    cdef cursor_t c
+    cdef field_t field
+    cdef int more
+    memset(&field, 0, sizeof(field))
+    c.p = group.scope.p
+    c.end = group.scope.p + group.scope.size
+    group.scope_name.size = 0
+    group.scope_version.size = 0
+    group.scope_name.p = c.p
+    group.scope_version.p = c.p
+    while True:
+        more = next_field(d, &c, &field)
+        if more <= 0:
+            return more
+        if field.wire == BYTES and field.number == 1:
+            group.scope_name.p = field.p
+            group.scope_name.size = field.size
+        elif field.wire == BYTES and field.number == 2:
+            group.scope_version.p = field.p
+            group.scope_version.size = field.size
+
+
+cdef int fill_group_map(decoder_t *d, column_t *map, text_t *message, uint32_t number, size_t rows,
+                        text_t *service_name) noexcept nogil:
+    """A map column that all rows of the group share: encoded once, then repeated within the limit."""
+    cdef int status
+    cdef size_t row_bytes
+    map_begin(map)
+    status = group_attributes(d, map, message.p, message.size, number, service_name, number == 1)
+    if status < 0:
+        return status
+    if map_end(map) < 0:
+        return NO_MEMORY
+    row_bytes = map.data.size - map.values_start + 4 * (map_open_entries(map)) + 8
+    if row_bytes * rows > d.column_bytes_max or grown(d) + row_bytes * rows > d.column_bytes_max:
+        return TOO_LARGE
+    return NO_MEMORY if map_repeat(map, rows - 1) < 0 else OK
+
+
+cdef int fill_group_text(decoder_t *d, column_t *column, text_t *text, size_t rows) noexcept nogil:
+    if column == NULL:
+        return OK
+    if column.kind == KIND_STRING:
+        if text.size * rows > d.column_bytes_max or grown(d) + text.size * rows > d.column_bytes_max:
+            return TOO_LARGE
+    return NO_MEMORY if column_fill_text(column, text.p, text.size, rows) < 0 else OK
+
+
+cdef int fill_group(decoder_t *d, output_t *output, group_t *group, size_t rows) noexcept nogil:
+    """The resource's and the scope's columns for the group's rows."""
+    cdef column_t **to = output.source
+    cdef text_t service_name
+    cdef int status
+    service_name.p = group.scope_name.p
+    service_name.size = 0
+    if to[S_RESOURCE_ATTRIBUTES] != NULL:
+        status = fill_group_map(d, to[S_RESOURCE_ATTRIBUTES], &group.resource, 1, rows, &service_name)
+        if status < 0:
+            return status
+    status = fill_group_text(d, to[S_SERVICE_NAME], &service_name, rows)
+    if status == OK:
+        status = fill_group_text(d, to[S_RESOURCE_SCHEMA_URL], &group.resource_schema_url, rows)
+    if status == OK and to[S_SCOPE_ATTRIBUTES] != NULL:
+        status = fill_group_map(d, to[S_SCOPE_ATTRIBUTES], &group.scope, 3, rows, &service_name)
+    if status == OK:
+        status = fill_group_text(d, to[S_SCOPE_NAME], &group.scope_name, rows)
+    if status == OK:
+        status = fill_group_text(d, to[S_SCOPE_VERSION], &group.scope_version, rows)
+    if status == OK:
+        status = fill_group_text(d, to[S_SCOPE_SCHEMA_URL], &group.scope_schema_url, rows)
+    return status
+
+
+cdef int check_group(decoder_t *d, group_t *group) noexcept nogil:
+    """Walk the resource and the scope, so that a malformed one is refused even without records."""
+    cdef text_t service_name
+    cdef int status = group_attributes(d, NULL, group.resource.p, group.resource.size, 1, &service_name, False)
+    if status < 0:
+        return status
+    return group_attributes(d, NULL, group.scope.p, group.scope.size, 3, &service_name, False)
+
+
+cdef int decode_scope_logs(decoder_t *d, group_t *group, const uint8_t *p, size_t size) noexcept nogil:
+    cdef cursor_t c
+    cdef field_t field
+    cdef int more, scopes = 0, i
+    cdef size_t rows = 0
+    memset(&field, 0, sizeof(field))
+    group.scope.p = p
+    group.scope.size = 0
+    group.scope_schema_url.p = p
+    group.scope_schema_url.size = 0
+    c.p = p
+    c.end = p + size
+    while True:
+        more = next_field(d, &c, &field)
+        if more <= 0:
+            break
+        if field.wire != BYTES:
+            continue
+        if field.number == 2:
+            more = decode_into_all(d, field.p, field.size)
+            if more < 0:
+                return more
+            rows += more
+        elif field.number == 1:
+            group.scope.p = field.p
+            group.scope.size = field.size
+            scopes += 1
+        elif field.number == 3:
+            group.scope_schema_url.p = field.p
+            group.scope_schema_url.size = field.size
+    if more == 0 and unlikely_(scopes > 1):
+        more = join_split(d, p, p + size, 1, &group.scope)
+    if more == 0:
+        more = read_scope(d, group)
+    if more == 0:
+        more = check_group(d, group)
+    if more < 0 or rows == 0:
+        return more
+    d.rows += rows
+    for i in range(d.output_count):
+        d.counting = i == 0
+        more = fill_group(d, &d.outputs[i], group, rows)
+        if more < 0:
+            return more
+    return OK
+
+
+cdef int decode_resource_logs(decoder_t *d, const uint8_t *p, size_t size) noexcept nogil:
+    """Fields may come in any order: what the scopes share is found first."""
+    cdef cursor_t c
+    cdef field_t field
+    cdef group_t group
+    cdef int more, resources = 0
+    memset(&field, 0, sizeof(field))
+    memset(&group, 0, sizeof(group))
+    group.resource.p = p
+    group.resource_schema_url.p = p
+    group.scope.p = p
+    c.p = p
+    c.end = p + size
+    while True:
+        more = next_field(d, &c, &field)
+        if more <= 0:
+            break
+        if field.wire == BYTES and field.number == 1:
+            group.resource.p = field.p
+            group.resource.size = field.size
+            resources += 1
+        elif field.wire == BYTES and field.number == 3:
+            group.resource_schema_url.p = field.p
+            group.resource_schema_url.size = field.size
+    if more == 0 and unlikely_(resources > 1):
+        more = join_split(d, p, p + size, 1, &group.resource)
+    if more == 0:
+        more = check_group(d, &group)
+    if more < 0:
+        return more
+    c.p = p
+    while True:
+        more = next_field(d, &c, &field)
+        if more <= 0:
+            return more
+        if field.wire == BYTES and field.number == 2:
+            more = decode_scope_logs(d, &group, field.p, field.size)
+            if more < 0:
+                return more
+
+
+cdef int decode_request(decoder_t *d, const uint8_t *p, size_t size) noexcept nogil:
+    cdef cursor_t c
+    cdef field_t field
+    cdef int more
+    memset(&field, 0, sizeof(field))
+    c.p = p
+    c.end = p + size
+    while True:
+        more = next_field(d, &c, &field)
+        if more < 0:
+            return more
+        if more == 0:
+            break
+        if field.wire == BYTES and field.number == 1:
+            more = decode_resource_logs(d, field.p, field.size)
+            if more < 0:
+                return more
+    if grown(d) > d.column_bytes_max:
+        return TOO_LARGE
+    return fill_request(d, d.rows)
+
+
+# ---------------------------------------------------------------- what Python calls
+
+cdef class OtlpPlan:
+    """Which field of an OTLP log record feeds which column, for each output."""
+
+    cdef tuple layouts
+    cdef list sources
+
+    def __init__(self, outputs):
+        if not 1 <= len(outputs) <= OUTPUTS_MAX:
+            raise ValueError(f"a plan has 1 to {OUTPUTS_MAX} outputs")
+        self.layouts = tuple(tuple((str(n), str(t)) for n, t in layout) for layout, _ in outputs)
+        self.sources = [columns_of_sources(layout, feeds) for layout, (_, feeds) in zip(self.layouts, outputs)]
+
+
+def otlp_protobuf(body, OtlpPlan plan not None, outputs, *, constants, int64_t arrival_ns,
+                  int64_t time_min_ns=0, int64_t time_max_ns=INT64_MAX, size_t column_bytes_max=256 << 20):
+    """An ExportLogsServiceRequest in protobuf. Raises Malformed, TooLarge; then nothing was written."""
+    cdef decoder_t d
+    cdef Py_buffer view
+    cdef int status
+    PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+    try:
+        begin(&d, &view, arrival_ns, time_min_ns, time_max_ns, column_bytes_max)
+        return decode_otlp(&d, plan, outputs, constants, d.start, d.size, "not an OTLP logs request")
+    finally:
+        free_decoder(&d)
+        PyBuffer_Release(&view)
+
+
+cdef object decode_otlp(decoder_t *d, OtlpPlan plan, outputs, dict constants, const uint8_t *p, size_t size,
+                        str what):
+    cdef int status
+    cdef object project_id = borrow(constants, "project_id", &d.project_id)
+    cdef object dialect = borrow(constants, "dialect", &d.dialect)
+    cdef object trace_id = borrow(constants, "trace_id", &d.trace_id)
+    bind_outputs(d, plan.layouts, plan.sources, outputs)
+    status = decode_request(d, p, size)
+    if status < 0:
+        undo(outputs)
+        raise failure(d, status, what)
+    return counts_of(d)

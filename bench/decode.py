@@ -1,0 +1,250 @@
+"""What decoding costs on one core: OTLP protobuf -> columns -> sealed block, beside memcpy and upb.
+
+    python bench/decode.py [--rounds N] [--json]
+
+The body: one request of 1,000 records, about 374 bytes and 8 attributes each, all different. Figures
+are medians of the rounds; each round times every case once, in turn, so that a slow moment of the
+machine hits all of them. Ratios are what to quote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+
+from gateway import _native
+from gateway.schema import OTEL_LOGS
+
+RECORDS = 1000
+NOW_NS = 1_790_000_000_000_000_000
+CONSTANTS = {"project_id": "7b0c3f1e-8c9c-4a87-9f0e-0c6a4ab4f0d1", "dialect": "otlp"}
+
+
+def text(key: str, value: str) -> KeyValue:
+    return KeyValue(key=key, value=AnyValue(string_value=value))
+
+
+def otlp_request(records: int, seed: int = 1) -> ExportLogsServiceRequest:
+    """A request as an SDK would send it: one resource, one scope, no two records alike."""
+    draw = random.Random(seed)
+    request = ExportLogsServiceRequest()
+    resource = request.resource_logs.add()
+    resource.resource.attributes.extend(
+        [text("service.name", "checkout"), text("service.version", "4.2.1"), text("host.name", "node-17")]
+    )
+    scope = resource.scope_logs.add()
+    scope.scope.name = "checkout.payment"
+    paths = [f"/api/v2/orders/{name}" for name in ("create", "pay", "cancel", "refund", "list", "export")]
+    for number in range(records):
+        record = scope.log_records.add()
+        record.time_unix_nano = NOW_NS + number * 1_000_003
+        record.observed_time_unix_nano = record.time_unix_nano + 1_500
+        record.severity_number = draw.choice((5, 9, 9, 9, 13, 17))  # type: ignore[assignment]
+        record.severity_text = {5: "DEBUG", 9: "INFO", 13: "WARN", 17: "ERROR"}[record.severity_number]
+        words = " ".join(draw.choice(("order", "payment", "accepted", "card", "retry", "user", "token")) for _ in range(6))
+        record.body.string_value = f"{words} {draw.getrandbits(64):x}"
+        record.trace_id = draw.randbytes(16)
+        record.span_id = draw.randbytes(8)
+        record.flags = 1
+        record.attributes.extend(
+            [
+                text("http.request.method", draw.choice(("GET", "POST", "PUT"))),
+                text("url.path", draw.choice(paths)),
+                KeyValue(key="http.response.status_code", value=AnyValue(int_value=draw.choice((200, 201, 404, 500)))),
+                KeyValue(key="duration_ms", value=AnyValue(double_value=round(draw.random() * 250, 3))),
+                text("user.id", f"user_{draw.randrange(100_000)}"),
+                text("order.id", f"ord_{draw.getrandbits(48):012x}"),
+                KeyValue(key="cached", value=AnyValue(bool_value=draw.random() < 0.3)),
+                text("code.function.name", draw.choice(("charge", "authorize", "capture"))),
+            ]
+        )
+    return request
+
+
+def otlp_json(request: ExportLogsServiceRequest) -> bytes:
+    """The same message as OTLP/JSON, as the exporters write it."""
+
+    def value(any_value: AnyValue) -> dict[str, object]:
+        kind = any_value.WhichOneof("value")
+        return {
+            "string_value": lambda: {"stringValue": any_value.string_value},
+            "int_value": lambda: {"intValue": str(any_value.int_value)},
+            "double_value": lambda: {"doubleValue": any_value.double_value},
+            "bool_value": lambda: {"boolValue": any_value.bool_value},
+        }[str(kind)]()
+
+    def attributes(pairs: object) -> list[dict[str, object]]:
+        return [{"key": pair.key, "value": value(pair.value)} for pair in pairs]  # type: ignore[attr-defined]
+
+    return json.dumps(
+        {
+            "resourceLogs": [
+                {
+                    "resource": {"attributes": attributes(resource.resource.attributes)},
+                    "scopeLogs": [
+                        {
+                            "scope": {"name": scope.scope.name},
+                            "logRecords": [
+                                {
+                                    "timeUnixNano": str(record.time_unix_nano),
+                                    "observedTimeUnixNano": str(record.observed_time_unix_nano),
+                                    "severityNumber": record.severity_number,
+                                    "severityText": record.severity_text,
+                                    "body": value(record.body),
+                                    "traceId": record.trace_id.hex(),
+                                    "spanId": record.span_id.hex(),
+                                    "flags": record.flags,
+                                    "attributes": attributes(record.attributes),
+                                }
+                                for record in scope.log_records
+                            ],
+                        }
+                        for scope in resource.scope_logs
+                    ],
+                }
+                for resource in request.resource_logs
+            ]
+        },
+        separators=(",", ":"),
+    ).encode()
+
+
+def loguro_json(request: ExportLogsServiceRequest) -> bytes:
+    """About the same content as a Loguro batch of 100."""
+    names = {"string_value": str, "int_value": int, "double_value": float, "bool_value": bool}
+    entries = []
+    for record in request.resource_logs[0].scope_logs[0].log_records[:100]:
+        context = {}
+        for pair in record.attributes:
+            kind = str(pair.value.WhichOneof("value"))
+            context[pair.key] = names[kind](getattr(pair.value, kind))
+        entries.append(
+            {
+                "level": record.severity_text.lower().replace("warn", "warning"),
+                "message": record.body.string_value,
+                "timestamp": "2026-09-21T12:26:40.123456Z",
+                "context": context,
+            }
+        )
+    return json.dumps(entries).encode()
+
+
+LOGURO_RULES = [
+    ("level", "level", "SeverityText", ""),
+    ("message", "text", "Body", ""),
+    ("timestamp", "time", "Timestamp", ""),
+    ("context", "attributes", "LogAttributes", ""),
+]
+
+
+def cases(records: int) -> dict[str, tuple[int, int, Callable[[], object]]]:
+    """Name -> (records, body bytes, what to time)."""
+    request = otlp_request(records)
+    body = request.SerializeToString()
+    body_json = otlp_json(request)
+    batch = loguro_json(otlp_request(100))
+    columns = _native.Columns(OTEL_LOGS.layout)
+    plan = _native.OtlpPlan([(OTEL_LOGS.layout, OTEL_LOGS.feeds)])
+    entry_plan = _native.EntryPlan([(OTEL_LOGS.layout, LOGURO_RULES, OTEL_LOGS.feeds)], unknown="LogAttributes")
+    names = [column.name for column in OTEL_LOGS.columns]
+    frame, row = names.index("SpoolFrame"), names.index("SpoolRow")
+
+    def decode(kind: str) -> None:
+        if kind == "protobuf":
+            _native.otlp_protobuf(body, plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS)
+        elif kind == "json":
+            _native.otlp_json(body_json, plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS)
+        else:
+            _native.entries(batch, entry_plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS)
+
+    def columns_only(kind: str) -> Callable[[], None]:
+        def run() -> None:
+            decode(kind)
+            columns.clear()
+
+        return run
+
+    def block(kind: str, compression: str) -> Callable[[], None]:
+        def run() -> None:
+            decode(kind)
+            columns.cut(frame=1, frame_column=frame, row_column=row, compression=compression)
+
+        return run
+
+    target = bytearray(len(body))
+
+    def copy() -> None:
+        target[:] = body
+
+    return {
+        "memcpy of the body": (records, len(body), copy),
+        "upb: parse into objects": (records, len(body), lambda: ExportLogsServiceRequest.FromString(body)),
+        "otlp protobuf -> columns": (records, len(body), columns_only("protobuf")),
+        "otlp protobuf -> block": (records, len(body), block("protobuf", "none")),
+        "otlp protobuf -> block, lz4": (records, len(body), block("protobuf", "lz4")),
+        "otlp json -> columns": (records, len(body_json), columns_only("json")),
+        "otlp json -> block, lz4": (records, len(body_json), block("json", "lz4")),
+        "loguro batch of 100 -> columns": (100, len(batch), columns_only("loguro")),
+        "loguro batch of 100 -> block, lz4": (100, len(batch), block("loguro", "lz4")),
+    }
+
+
+def measure(rounds: int, records: int = RECORDS) -> list[dict[str, object]]:
+    """Median seconds of each case as rows of figures."""
+    table = cases(records)
+    timings: dict[str, list[float]] = {name: [] for name in table}
+    for name, (_, _, run) in table.items():
+        run()
+        del name
+    for _ in range(rounds):
+        for name, (_, _, run) in table.items():
+            start = time.perf_counter()
+            run()
+            timings[name].append(time.perf_counter() - start)
+    rows = []
+    copied = statistics.median(timings["memcpy of the body"])
+    upb = statistics.median(timings["upb: parse into objects"]) / records
+    for name, (count, size, _) in table.items():
+        median = statistics.median(timings[name])
+        rows.append(
+            {
+                "case": name,
+                "logs_per_second": round(count / median),
+                "ns_per_log": round(median / count * 1e9, 1),
+                "bytes_per_log": round(size / count),
+                "MB_per_second": round(size / median / 1e6),
+                "times_memcpy": round(median / count / (copied / records), 1),
+                "of_upb": round(median / count / upb, 2),
+                "min_ns": round(min(timings[name]) / count * 1e9, 1),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--records", type=int, default=RECORDS)
+    parser.add_argument("--json", action="store_true", help="print rows as JSON")
+    arguments = parser.parse_args()
+    rows = measure(arguments.rounds, arguments.records)
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(f"{'':36}{'logs/s':>12}{'ns/log':>10}{'min':>9}{'B/log':>7}{'MB/s':>8}{'x memcpy':>10}{'x upb':>8}")
+    for row in rows:
+        print(
+            f"{row['case']:36}{row['logs_per_second']:>12,}{row['ns_per_log']:>10}{row['min_ns']:>9}"
+            f"{row['bytes_per_log']:>7}{row['MB_per_second']:>8,}{row['times_memcpy']:>10}{row['of_upb']:>8}"
+        )
+
+
+if __name__ == "__main__":
+    main()
