@@ -7,6 +7,7 @@ sender gets one reply, in its dialect; a refusal leaves no row behind.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -19,7 +20,7 @@ from typing import Protocol
 
 from gateway.config import Limits
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows
-from gateway.errors import GatewayError, WeirError
+from gateway.errors import Draining, GatewayError, WeirError
 from gateway.http import body
 from gateway.http.admission import Admission
 from gateway.http.body import Deadlines, Incoming
@@ -105,6 +106,10 @@ async def ingest(
     try:
         reply = await _story(house, route, dialect, request, incoming)
         house.metrics.requests_accepted.add(1, dialect.name)
+    except asyncio.CancelledError:
+        # Only a stop that has run out of time does this. Nobody gets the reply, but the sums must hold.
+        house.metrics.requests_refused.add(1, dialect.name, Draining.reason)
+        raise
     except WeirError as error:
         reply = _refusal(house, dialect, request, error)
     except Exception as surprise:

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import cast
 
 import msgspec
-from aiohttp import http_parser, web
+from aiohttp import StreamReader, http_parser, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.dialects.dialect import Reply
@@ -56,8 +57,7 @@ class Listener:
         self._http: web.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._stopping = False
-        self._idle = asyncio.Event()
-        self.in_flight = 0
+        self._requests: set[asyncio.Task[object]] = set()
         self.connections: set[Connection] = set()
         self.per_address: Counter[str] = Counter()
 
@@ -93,10 +93,12 @@ class Listener:
             server.close()
         for connection in list(self.connections):
             if not connection.busy:
-                connection.close()
-        self._settle()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), deadline_s)
+                connection.force_close()
+        if self._requests:
+            await asyncio.wait(self._requests, timeout=deadline_s)
+        for request in self._requests:
+            request.cancel()
+        await asyncio.gather(*self._requests, return_exceptions=True)
         if self._sweeper is not None:
             self._sweeper.cancel()
             with suppress(asyncio.CancelledError):
@@ -106,9 +108,9 @@ class Listener:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = cast(Connection, request.protocol)
-        connection.begin()
-        self.in_flight += 1
-        self._idle.clear()
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        connection.begin(request.content)
+        self._requests.add(task)
         try:
             body = _Body(request)
             reply = await self._handle(request, Incoming(request.content_length, body.chunk))
@@ -117,16 +119,12 @@ class Listener:
                 response.force_close()
             await response.prepare(request)
             await response.write_eof()
-            await body.drain()
+            if reply.status != HTTPStatus.REQUEST_TIMEOUT:
+                await body.drain()
             return response
         finally:
+            self._requests.discard(task)
             connection.end()
-            self.in_flight -= 1
-            self._settle()
-
-    def _settle(self) -> None:
-        if not self.in_flight:
-            self._idle.set()
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -141,7 +139,7 @@ class Listener:
 class Connection(web.RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_address", "_listener", "busy", "header_began_s")
+    __slots__ = ("_address", "_body", "_listener", "busy", "header_began_s")
 
     def __init__(
         self, listener: Listener, server: web.Server, loop: asyncio.AbstractEventLoop, patience: Patience
@@ -157,6 +155,7 @@ class Connection(web.RequestHandler):
         )
         self._listener = listener
         self._address = ""
+        self._body: StreamReader | None = None
         self.busy = False
         self.header_began_s: float | None = None
 
@@ -181,14 +180,20 @@ class Connection(web.RequestHandler):
         if not self.busy and self.header_began_s is None:
             self.header_began_s = asyncio.get_running_loop().time()
         super().data_received(data)
+        # Behind a body that has not ended nothing can be queued but the news that its framing broke, which
+        # aiohttp would tell the next request only, while this one waits for its body until it is too slow.
+        if self._body is not None and self._messages and not self._body.is_eof():
+            self._body.set_exception(web.RequestPayloadError("broken framing"))
 
-    def begin(self) -> None:
+    def begin(self, body: StreamReader) -> None:
         """A request's headers are here."""
+        self._body = body
         self.busy = True
         self.header_began_s = None
 
     def end(self) -> None:
         """It was answered."""
+        self._body = None
         self.busy = False
 
     def handle_error(
