@@ -61,7 +61,7 @@ class BlockDecoder:
         while len(held) - at >= CHECKSUM_BYTES + HEADER.size:
             method, size, plain_size = HEADER.unpack_from(held, at + CHECKSUM_BYTES)
             if not HEADER.size <= size <= BLOCK_BYTES_MAX or plain_size > BLOCK_BYTES_MAX:
-                raise Undecodable(432 if size < HEADER.size else 34, "not a compressed block: its sizes are impossible")
+                raise Undecodable(432 if size < HEADER.size else 39, "not a compressed block: its sizes are impossible")
             end = at + CHECKSUM_BYTES + size
             if len(held) < end:
                 break
@@ -175,13 +175,13 @@ class Lz4Decoder:
             try:
                 out.append(self._decompress.decompress(chunk))
             except RuntimeError as error:
-                raise Undecodable(541, f"the body is not an LZ4 frame: {error}") from error
+                raise Undecodable(618, f"the body is not an LZ4 frame: {error}") from error
             chunk = self._decompress.unused_data or b""
         return b"".join(out)
 
     def finish(self) -> None:
         if self._begun and not self._decompress.eof:
-            raise Undecodable(541, "the LZ4 body ends too early")
+            raise Undecodable(618, "the LZ4 body ends too early")
 
 
 def content_decoder(encoding: str) -> Decoder | None:
@@ -195,7 +195,7 @@ def content_decoder(encoding: str) -> Decoder | None:
             return ZstdDecoder()
         case "lz4":
             return Lz4Decoder()
-    raise Undecodable(48, f"Content-Encoding {encoding[:40]!r} is not supported; use gzip, deflate, zstd or lz4")
+    raise Undecodable(89, f"Content-Encoding {encoding[:40]!r} is not supported; use gzip, deflate, zstd or lz4")
 
 
 def accepted_encoding(accept: str) -> str | None:

@@ -59,7 +59,9 @@ def engine_error(error: BaseException) -> EngineError:
     """The engine's error without the library's words around it."""
     text = str(error)
     match = CODE.search(text)
-    return EngineError(int(match.group(1)), text[match.start() :]) if match else EngineError(1001, text)
+    if match is None:
+        return server_error(1001, text, "STD_EXCEPTION")
+    return EngineError(int(match.group(1)), text[match.start() :])
 
 
 def server_error(code: int, message: str, name: str) -> EngineError:

@@ -39,7 +39,7 @@ from gateway.embedded.clickhouse_compression import (
     encode_blocks,
 )
 from gateway.embedded.clickhouse_engine import Engine, EngineError, Result, Session, server_error
-from gateway.embedded.clickhouse_statement import Statement, parse
+from gateway.embedded.clickhouse_statement import MultiStatement, Statement, parse
 from gateway.embedded.directory_lock import hold
 
 logger = logging.getLogger(__name__)
@@ -83,14 +83,15 @@ NOT_SETTINGS = frozenset(
 # ClickHouse, src/Server/HTTP/exceptionCodeToHTTPStatus.cpp
 STATUS_BY_CODE: Mapping[int, int] = {
     194: 401,
-    **dict.fromkeys((192, 193, 512, 516), 403),
-    **dict.fromkeys((6, 8, 15, 25, 26, 27, 36, 38, 41, 44, 53, 62, 72, 117, 167, 168, 235, 321, 376, 427, 441), 400),
-    **dict.fromkeys((675, 676), 400),
+    **dict.fromkeys((192, 193, 497, 512, 516), 403),
+    **dict.fromkeys((6, 8, 15, 25, 26, 27, 36, 37, 38, 41, 44, 53, 62, 72, 117, 123, 167, 168, 223, 321, 376), 400),
+    **dict.fromkeys((427, 441, 675, 676), 400),
     **dict.fromkeys((46, 47, 50, 56, 60, 63, 73, 78, 81, 115, 152, 336, 511), 404),
     159: 408,
     381: 411,
     229: 413,
     48: 501,
+    779: 415,
     **dict.fromkeys((76, 209, 439), 503),
 }
 
@@ -220,6 +221,10 @@ class Interface:
             return await self._reply(http, request, statement, result, time.monotonic_ns() - started_ns)
         except Undecodable as error:
             return self._refusal(error.code, f"Code: {error.code}. DB::Exception: {error}", query_id)
+        except MultiStatement:
+            return self._refusal(
+                62, "Code: 62. DB::Exception: Multi-statements are not allowed. (SYNTAX_ERROR)", query_id
+            )
         except EngineError as error:
             return self._refusal(error.code, str(error), query_id)
         finally:
@@ -414,10 +419,10 @@ def main() -> None:
     hold(given.directory)
     os.chdir(given.directory)
     engine = Engine(given.directory)
-    try:
-        uvloop.run(serve(engine, bind(given.port, given.exactly)))
-    finally:
-        engine.close()
+    uvloop.run(serve(engine, bind(given.port, given.exactly)))
+    engine.close()
+    # A statement that outlived the grace still has its thread; nobody waits for its answer.
+    os._exit(0)
 
 
 if __name__ == "__main__":

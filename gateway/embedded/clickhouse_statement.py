@@ -23,10 +23,13 @@ TOKEN = re.compile(
     """,
     re.DOTALL | re.VERBOSE,
 )
-INPUT_FUNCTION = re.compile(rb"\binput\s*\(", re.IGNORECASE)
 RESULT_WORDS = frozenset(
     (b"SELECT", b"WITH", b"SHOW", b"DESCRIBE", b"DESC", b"EXPLAIN", b"EXISTS", b"CHECK", b"KILL", b"FROM")
 )
+
+
+class MultiStatement(ValueError):
+    """More than one statement: the library would run them all, a server refuses."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +75,22 @@ def parse(sql: bytes) -> Statement:
         return parse_insert(sql, tokens)
     opens_bracket = first is not None and sql[first.start : first.end] == b"("
     returns_rows = first is not None and (opens_bracket or first.word in RESULT_WORDS)
-    return Statement(sql, format_at_end(sql) if returns_rows else None, None, returns_rows)
+    return Statement(sql, format_at_end(sql), None, returns_rows)
 
 
 def format_at_end(sql: bytes) -> str | None:
-    """The format of ``... FORMAT name [SETTINGS ...]``."""
+    """The format of ``... FORMAT name [SETTINGS ...]``; MultiStatement when another statement follows."""
     window: list[Token] = []
     found: str | None = None
+    ended = False
     for token in outline(sql):
+        is_end = sql[token.start : token.end] == b";"
+        if ended and not is_end:
+            raise MultiStatement
+        ended = is_end
         if len(window) == 2 and window[0].word == b"FORMAT" and window[1].word:
             named = sql[window[1].start : window[1].end].decode()
-            found = named if token.word == b"SETTINGS" or sql[token.start : token.end] == b";" else None
+            found = named if token.word == b"SETTINGS" or is_end else None
         window = [*window[-1:], token]
     if len(window) == 2 and window[0].word == b"FORMAT" and window[1].word:
         found = sql[window[1].start : window[1].end].decode()
@@ -90,28 +98,23 @@ def format_at_end(sql: bytes) -> str | None:
 
 
 def parse_insert(sql: bytes, tokens: Iterator[Token]) -> Statement:
-    """Where the statement ends and its data begins."""
+    """Where the statement ends and its data begins. INSERT ... SELECT and FROM INFILE bring their own."""
     before = Token(b"INSERT", 0, 0)
-    selects = False
     for token in tokens:
         is_name = before.word in (b"INTO", b"TABLE", b"FUNCTION") or sql[before.start : before.end] == b"."
         before = token
         if is_name:
             continue
         if token.word in (b"SELECT", b"WITH", b"FROM", b"WATCH"):
-            selects = True
-        elif token.word == b"VALUES" and not selects:
+            return Statement(sql, None, None, False)
+        if token.word == b"VALUES":
             return Statement(sql[: token.start], "Values", after_blank(sql, token.end), False)
-        elif token.word == b"FORMAT":
-            name = next(tokens, None)
-            if name is None or not name.word or (selects and not INPUT_FUNCTION.search(sql[: token.start])):
-                continue
-            format_name = sql[name.start : name.end].decode()
+        if token.word == b"FORMAT" and (name := next(tokens, None)) is not None and name.word:
             settings, data_start = settings_after(sql, name.end)
-            text = sql[: token.start] + settings
-            return Statement(text, format_name, after_blank(sql, data_start), False)
-    # Without FORMAT and VALUES the data is whatever comes next, in the default format.
-    return Statement(sql.rstrip().rstrip(b";"), None, None if selects else b"", False)
+            named = sql[name.start : name.end].decode()
+            return Statement(sql[: token.start] + settings, named, after_blank(sql, data_start), False)
+    # The data is whatever comes next, in the default format.
+    return Statement(sql.rstrip().rstrip(b";"), None, b"", False)
 
 
 SETTINGS_CLAUSE = re.compile(

@@ -1,6 +1,7 @@
 """Whom PostgreSQL runs as, for it refuses to run as root.
 
-Not as root: as ourselves. As root, the first of these that can reach the binaries and the data:
+Not as root: as ourselves. As root - and as a user without a name, as in some containers, whom initdb
+refuses - the first of these that can reach the binaries and the data:
 
 1. ourselves, in a user namespace in which our user id has another number: PostgreSQL sees an ordinary
    user, the files stay root's, and no permission is changed. Containers often forbid it.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pwd
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +24,9 @@ from pathlib import Path
 
 CLONE_NEWUSER = 0x10000000
 PR_SET_PDEATHSIG = 1
-NUMBER_IN_NAMESPACE = 1000
 NOBODY = 65534
+COMMON_USERS = (1, 2, 1000, NOBODY)
+"""Numbers that usually have a name: daemon, bin, the first person, nobody."""
 C_LIBRARY = ctypes.CDLL(None, use_errno=True)
 
 
@@ -42,8 +45,10 @@ class Identity:
             if C_LIBRARY.unshare(CLONE_NEWUSER) != 0:
                 raise OSError(ctypes.get_errno(), "user namespaces are forbidden here")
             Path("/proc/self/setgroups").write_text("deny")
-            Path("/proc/self/uid_map").write_text(f"{NUMBER_IN_NAMESPACE} {self.uid} 1")
-            Path("/proc/self/gid_map").write_text(f"{NUMBER_IN_NAMESPACE} {self.gid} 1")
+            # initdb wants a user that has a name; which one does not matter.
+            number = next(filter(has_name, COMMON_USERS), NOBODY)
+            Path("/proc/self/uid_map").write_text(f"{number} {self.uid} 1")
+            Path("/proc/self/gid_map").write_text(f"{number} {self.gid} 1")
         elif self.uid != os.geteuid():
             os.setgroups([])
             os.setresgid(self.gid, self.gid, self.gid)
@@ -76,15 +81,25 @@ def die_with_parent() -> None:
 def candidates(directory: Path) -> list[Identity]:
     """Whom to try, in order; ``directory`` is ours, its parent tells in whose place we are."""
     uid, gid = os.geteuid(), os.getegid()
+    ourselves = Identity("this user", uid, gid)
+    renumbered = Identity("this user in a user namespace", uid, gid, namespace=True)
     if uid != 0:
-        return [Identity("this user", uid, gid)]
-    found = [Identity("root in a user namespace", uid, gid, namespace=True)]
+        return [ourselves] if has_name(uid) else [renumbered, ourselves]
+    found = [renumbered]
     for place in directory.parents:
         owner = place.stat()
-        if owner.st_uid != 0:
+        if owner.st_uid != 0 and has_name(owner.st_uid):
             found.append(Identity(f"user {owner.st_uid}, who owns {place}", owner.st_uid, owner.st_gid))
             break
     return [*found, Identity("nobody", NOBODY, NOBODY)]
+
+
+def has_name(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
 
 
 def choose(executables: Sequence[Path], directory: Path) -> Identity:
