@@ -23,7 +23,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway import schema
-from gateway._native import EntryPlan, entries, json_member_present
+from gateway._native import EntryPlan, entries, json_member
 from gateway.config import DialectLimits
 from gateway.dialects import otlp
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows, refusal_headers
@@ -36,10 +36,15 @@ _RULES = (
     ("timestamp", "time", "Timestamp", ""),
     ("context", "attributes", "LogAttributes", ""),
 )
-_OF_THE_REQUEST = frozenset(
-    ("project_id", "dialect", "trace_id", "observed_time", "severity_number", "event_name", "frame", "row")
+# What does not come from a member: the request's, and where a level's number, a heartbeat's name and the
+# original of a clamped timestamp go.
+_BESIDE_THE_RULES = frozenset(
+    (
+        *("project_id", "dialect", "trace_id", "observed_time"),
+        *("severity_number", "event_name", "attributes", "frame", "row"),
+    )
 )
-_FEEDS = {column: source for column, source in _LOGS.feeds.items() if source in _OF_THE_REQUEST}
+_FEEDS = {column: source for column, source in _LOGS.feeds.items() if source in _BESIDE_THE_RULES}
 PLAN = EntryPlan([(_LOGS.layout, _RULES, _FEEDS)], unknown="LogAttributes")
 
 _QUEUED = Reply(202, b'{"success":true,"status":"queued"}', otlp.JSON)
@@ -88,7 +93,7 @@ def otlp_encoding_of(media_type: str, body: bytes) -> str | None:
     if otlp.encoding_of(label, body) == otlp.PROTOBUF:
         return otlp.PROTOBUF
     # Most bodies do not hold the word at all: look for it before parsing for it.
-    if any(name in body and json_member_present(body, name) for name in _OTLP_MEMBERS):
+    if any(name in body and json_member(body, name) is not None for name in _OTLP_MEMBERS):
         return otlp.JSON
     return None
 
