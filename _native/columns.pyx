@@ -11,7 +11,7 @@ cdef enum:
     METHOD_LZ4 = 0x82
     METHOD_NONE = 0x02
 
-FIXED_TYPES = {
+cdef dict FIXED_TYPES = {
     # type: (bytes, meaning, signed)
     "UInt8": (1, TYPE_INTEGER, 0), "UInt16": (2, TYPE_INTEGER, 0),
     "UInt32": (4, TYPE_INTEGER, 0), "UInt64": (8, TYPE_INTEGER, 0),
@@ -57,7 +57,9 @@ cdef class Columns:
     cdef int count
     cdef readonly tuple layout
 
-    def __cinit__(self, layout):
+    def __init__(self, layout):
+        if self.columns != NULL:
+            raise RuntimeError("columns are laid out once")
         self.layout = tuple((str(name), str(type_)) for name, type_ in layout)
         if not self.layout:
             raise ValueError("a table needs at least one column")

@@ -27,7 +27,7 @@ cdef enum:
     S_FRAME, S_ROW,
     SOURCE_COUNT
 
-if SOURCE_COUNT != len(SOURCES) or SOURCES.index("scope_name") != S_SCOPE_NAME or SOURCES.index("row") != S_ROW:
+if SOURCE_COUNT != len(_SOURCES) or _SOURCES.index("scope_name") != S_SCOPE_NAME or _SOURCES.index("row") != S_ROW:
     raise ImportError("gateway._native was built for another schema.SOURCES; build it again")
 
 cdef enum:
@@ -86,13 +86,6 @@ cdef class Decoded:
 
     cdef readonly object rows, rejected, attributes_cut, timestamps_clamped, message
 
-    def __init__(self):
-        self.rows = 0
-        self.rejected = {}
-        self.attributes_cut = 0
-        self.timestamps_clamped = 0
-        self.message = ""
-
     def __repr__(self):
         return f"Decoded(rows={self.rows}, rejected={self.rejected})"
 
@@ -147,18 +140,18 @@ cdef list columns_of_sources(layout, feeds):
     types = dict(layout)
     places = {name: place for place, (name, _) in enumerate(layout)}
     for name, source in feeds.items():
-        if source not in SOURCES:
+        if source not in _SOURCES:
             raise ValueError(f"column {name}: there is no source {source!r}")
         if name not in places:
             raise ValueError(f"there is no column {name}")
         allowed = SOURCE_TYPES.get(source, ("String", "LowCardinality(String)"))
         if types[name] not in allowed:
             raise ValueError(f"column {name}: {source} cannot feed a {types[name]}")
-        numbers[SOURCES.index(source)] = places[name]
+        numbers[_SOURCES.index(source)] = places[name]
     return numbers
 
 
-SOURCE_TYPES = {
+cdef dict SOURCE_TYPES = {
     "time": ("DateTime64(9)",),
     "observed_time": ("DateTime64(9)",),
     "flags": ("UInt8", "UInt16", "UInt32", "UInt64"),

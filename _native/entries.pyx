@@ -14,7 +14,7 @@ cdef enum:
     UNKNOWN_IGNORE = -1
     UNKNOWN_REJECT = -2
 
-RULE_KINDS = {
+cdef dict RULE_KINDS = {
     # kind: (number, types of column it can feed)
     "text": (R_TEXT, "text"), "string": (R_STRING, "text"), "level": (R_LEVEL, "text"),
     "time": (R_TIME, "time"), "timestamp": (R_TIMESTAMP, "time"), "int": (R_INT, "integer"),
@@ -154,7 +154,7 @@ cdef class EntryPlan:
         return 0
 
 
-def type_is(type_, family):
+cdef bint type_is(str type_, str family):
     """Whether a rule of the family can feed a column of the type."""
     inner = type_[9:len(type_) - 1] if type_.startswith("Nullable(") else type_
     if family == "text":

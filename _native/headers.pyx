@@ -113,7 +113,7 @@ cdef extern from * nogil:
     bint unlikely_(bint x)
 
 
-def seed_dictionaries(uint64_t seed):
+cdef object seed_dictionaries(uint64_t seed):
     """Seed the hash of dictionaries, so that nobody can prepare keys that collide."""
     global dictionary_seed
     dictionary_seed = seed

@@ -26,7 +26,7 @@ import os
 from lz4 import block as lz4_block
 
 from gateway.errors import Invalid, Malformed, TooLarge
-from gateway.schema import SOURCES
+from gateway.schema import SOURCES as _SOURCES
 
 include "headers.pyx"
 include "columns.pyx"

@@ -361,9 +361,12 @@ static inline int parse_uint64(const uint8_t *p, size_t n, uint64_t *out) {
     if (n == 0 || n > 20 || (n > 1 && p[0] == '0'))
         return -1;
     uint64_t value = 0;
-    for (size_t i = 0; i < n; i++) {
-        unsigned digit = p[i] - (unsigned)'0';
-        if (digit > 9 || __builtin_mul_overflow(value, 10, &value) || __builtin_add_overflow(value, digit, &value))
+    size_t safe = n < 20 ? n : 19; /* nineteen digits always fit */
+    if (take_digits(p, safe, &value) != safe)
+        return -1;
+    if (n == 20) {
+        unsigned last = p[19] - (unsigned)'0';
+        if (last > 9 || __builtin_mul_overflow(value, 10, &value) || __builtin_add_overflow(value, last, &value))
             return -1;
     }
     *out = value;

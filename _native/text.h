@@ -165,12 +165,21 @@ static inline size_t utf8_floor(const uint8_t *p, size_t n, size_t max) {
 
 /* ---- JSON strings ---- */
 
+/* For each byte of a word that is a quote, a backslash or a control character its highest bit; above the lowest
+ * such byte other bits may be set too. */
+static inline uint64_t json_stops(uint64_t word) {
+    const uint64_t ones = UINT64_C(0x0101010101010101), highs = ones * 0x80;
+    uint64_t quotes = word ^ ones * '"', backslashes = word ^ ones * '\\';
+    uint64_t stops = ((word - ones * 0x20) & ~word) | ((quotes - ones) & ~quotes) | ((backslashes - ones) & ~backslashes);
+    return stops & highs;
+}
+
 /* The index of the first byte that is a quote, a backslash or a control character; n if there is none. */
 static inline size_t scan_json_string(const uint8_t *p, size_t n) {
     size_t at = 0;
 #if defined(__SSE2__)
     const __m128i quote = _mm_set1_epi8('"'), backslash = _mm_set1_epi8('\\'), control = _mm_set1_epi8(0x1F);
-    for (; at + 16 <= n; at += 16) {
+    for (; n - at >= 16; at += 16) {
         __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)(p + at));
         __m128i hits = _mm_or_si128(_mm_cmpeq_epi8(bytes, quote), _mm_cmpeq_epi8(bytes, backslash));
         hits = _mm_or_si128(hits, _mm_cmpeq_epi8(_mm_min_epu8(bytes, control), bytes));
@@ -179,6 +188,11 @@ static inline size_t scan_json_string(const uint8_t *p, size_t n) {
             return at + (size_t)__builtin_ctz((unsigned)mask);
     }
 #endif
+    for (; n - at >= 8; at += 8) {
+        uint64_t stops = json_stops(text_load64(p + at));
+        if (stops)
+            return at + (size_t)__builtin_ctzll(stops) / 8;
+    }
     while (at < n && p[at] != '"' && p[at] != '\\' && p[at] >= 0x20)
         at++;
     return at;
@@ -219,13 +233,12 @@ static inline int buffer_append_json_string(buffer_t *out, const uint8_t *p, siz
 
 /* ---- Hex ---- */
 
-/* The value of a hex digit in any case, or -1. */
-static inline int hex_value(uint8_t digit) {
-    if (digit >= '0' && digit <= '9')
-        return digit - '0';
-    digit |= 0x20;
-    return digit >= 'a' && digit <= 'f' ? digit - 'a' + 10 : -1;
-}
+/* One more than the value of a hex digit in any case; 0 for any other byte. */
+static const uint8_t hex_values[256] = {
+    ['0'] = 1,  ['1'] = 2,  ['2'] = 3,  ['3'] = 4,  ['4'] = 5,  ['5'] = 6,  ['6'] = 7,  ['7'] = 8,
+    ['8'] = 9,  ['9'] = 10, ['a'] = 11, ['b'] = 12, ['c'] = 13, ['d'] = 14, ['e'] = 15, ['f'] = 16,
+    ['A'] = 11, ['B'] = 12, ['C'] = 13, ['D'] = 14, ['E'] = 15, ['F'] = 16,
+};
 
 /* Writes 2 * n lower-case digits. */
 static inline void hex_encode(const uint8_t *p, size_t n, uint8_t *out) {
@@ -249,13 +262,13 @@ static inline void hex_encode(const uint8_t *p, size_t n, uint8_t *out) {
 static inline int hex_decode(const uint8_t *p, size_t n, uint8_t *out) {
     if (n % 2)
         return -1;
+    uint32_t wrong = 0; /* grows a bit above the lowest four at the first byte that is no digit */
     for (size_t i = 0; i < n; i += 2) {
-        int high = hex_value(p[i]), low = hex_value(p[i + 1]);
-        if (high < 0 || low < 0)
-            return -1;
+        uint32_t high = hex_values[p[i]] - 1U, low = hex_values[p[i + 1]] - 1U;
+        wrong |= high | low;
         out[i / 2] = (uint8_t)(high << 4 | low);
     }
-    return 0;
+    return wrong > 15 ? -1 : 0;
 }
 
 /* ---- JSON escapes ---- */
@@ -264,14 +277,13 @@ static inline int hex_decode(const uint8_t *p, size_t n, uint8_t *out) {
 static inline int32_t json_unicode_unit(const uint8_t *p, size_t n) {
     if (n < 6 || p[0] != '\\' || p[1] != 'u')
         return -1;
-    int32_t unit = 0;
+    uint32_t unit = 0, wrong = 0;
     for (int i = 2; i < 6; i++) {
-        int value = hex_value(p[i]);
-        if (value < 0)
-            return -1;
-        unit = unit << 4 | value;
+        uint32_t value = hex_values[p[i]] - 1U;
+        wrong |= value;
+        unit = unit << 4 | (value & 15);
     }
-    return unit;
+    return wrong > 15 ? -1 : (int32_t)unit;
 }
 
 /* Writes a code point below U+110000 as UTF-8; returns its length, 1 to 4. */

@@ -3,8 +3,11 @@
 Sources in ``_native/``; ``mypy.stubtest`` holds this file to the built extension.
 """
 
-from collections.abc import Buffer, Mapping, Sequence
+import builtins
+from collections.abc import Mapping, Sequence
 from typing import final
+
+from typing_extensions import Buffer
 
 ATTRIBUTES_MAX: int
 """Attributes kept of one record, scope or resource; what is over is cut and counted."""
@@ -41,9 +44,9 @@ class Columns:
     def rollback(self) -> None:
         """Cut back to the last mark; what was there before is byte-equal."""
     def clear(self) -> None: ...
-    def native(self) -> bytes:
+    def native(self) -> builtins.bytes:
         """The rows as an uncompressed ClickHouse Native block."""
-    def cut(self, *, frame: int, frame_column: int = ..., row_column: int = ..., compression: str = ...) -> bytes:
+    def cut(self, *, frame: int, frame_column: int = ..., row_column: int = ..., compression: str = ...) -> builtins.bytes:
         """The rows as a compressed Native block, identified by ``frame``; the columns are empty again.
 
         Writes ``frame`` into column ``frame_column`` and 0..rows-1 into ``row_column`` (-1: none).
