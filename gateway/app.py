@@ -29,7 +29,7 @@ from gateway.delivery.delivery import Delivery
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.settings import Settings
 from gateway.dialects import registry
-from gateway.engines import Engines, clickhouse_client, control_store
+from gateway.engines import Engines, clickhouse_client, control_store, lacking
 from gateway.http.admission import Admission
 from gateway.http.ingest import Ingest
 from gateway.http.probes import Probes
@@ -138,7 +138,7 @@ class App:
         if engines.clickhouse:
             await clickhouse.create_tables(schema.TABLES, retention_days=self.config.clickhouse.retention_days)
         try:
-            missing = await clickhouse.missing_columns(schema.TABLES)
+            missing = await lacking(clickhouse)
         except (Busy, Ambiguous) as error:
             logger.warning("ClickHouse is away, rows wait in memory until it answers: %s", error)
             looking = asyncio.create_task(_look_at_tables_later(clickhouse))
@@ -213,7 +213,11 @@ async def serve(config: Config) -> bool:
         await _cancelled(starting)
         await _cancelled(waiting)
         # What hangs dies with us: our engines notice that we are gone.
-        lost = await asyncio.wait_for(app.stop(), STOP_MS_MAX / 1000)
+        try:
+            lost = await asyncio.wait_for(app.stop(), STOP_MS_MAX / 1000)
+        except TimeoutError:
+            logger.error("stopping took longer than %d ms: ending without order", STOP_MS_MAX)  # noqa: TRY400
+            return False
     return not lost
 
 
@@ -228,7 +232,7 @@ async def _look_at_tables_later(clickhouse: ClickHouse) -> None:
     while True:
         await asyncio.sleep(_TABLES_POLL_S)
         try:
-            missing = await clickhouse.missing_columns(schema.TABLES)
+            missing = await lacking(clickhouse)
         except DeliveryError:
             continue
         for what in missing:

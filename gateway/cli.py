@@ -33,7 +33,7 @@ from gateway.data_dir import DataDirBusy
 from gateway.delivery.clickhouse import DeliveryError
 from gateway.dialects import registry
 from gateway.embedded.child import EngineFailed
-from gateway.engines import clickhouse_client, control_store, reach
+from gateway.engines import clickhouse_client, control_store, lacking, reach
 from gateway.tenants.postgres import ControlError, ControlStore
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -163,7 +163,7 @@ async def _look_at_engines(settings: Config, found: dict[str, str]) -> list[str]
     if settings.clickhouse.url:
         async with clickhouse_client(settings, settings.clickhouse.url) as clickhouse:
             found["clickhouse"] = "version " + ".".join(map(str, await clickhouse.version()))
-            problems += await clickhouse.missing_columns(schema.TABLES)
+            problems += await lacking(clickhouse)
     if settings.postgres.dsn:
         async with control_store(settings.postgres.dsn) as store:
             pending = await store.migrate(dry_run=True)
@@ -188,18 +188,18 @@ async def migrate(arguments: Arguments, settings: Config) -> int:
         async with control_store(engines.postgres_dsn) as store:
             postgres = await store.migrate(dry_run=arguments.dry_run)
         async with clickhouse_client(settings, engines.clickhouse_url) as clickhouse:
-            lacking = await clickhouse.missing_columns(schema.TABLES)
-            if lacking and not arguments.dry_run:
+            lacks = await lacking(clickhouse)
+            if lacks and not arguments.dry_run:
                 await clickhouse.create_tables(schema.TABLES, retention_days=settings.clickhouse.retention_days)
-                still = await clickhouse.missing_columns(schema.TABLES)
+                still = await lacking(clickhouse)
                 if still:
                     raise CommandFailed("ClickHouse needs you:\n" + "\n".join(still))
     if arguments.json:
-        _print({"dry_run": arguments.dry_run, "postgres": postgres, "clickhouse": lacking}, as_json=True)
-    elif not postgres and not lacking:
+        _print({"dry_run": arguments.dry_run, "postgres": postgres, "clickhouse": lacks}, as_json=True)
+    elif not postgres and not lacks:
         print("Everything is there.")
     else:
-        print("Would change:" if arguments.dry_run else "Changed:", *postgres, *lacking, sep="\n  ")
+        print("Would change:" if arguments.dry_run else "Changed:", *postgres, *lacks, sep="\n  ")
     return DONE
 
 

@@ -10,15 +10,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from gateway import schema
 from gateway.config import Config
 from gateway.data_dir import DataDir, DataDirBusy
-from gateway.delivery.clickhouse import ClickHouse
+from gateway.delivery.clickhouse import ClickHouse, Operator
 from gateway.embedded.clickhouse import EmbeddedClickHouse
 from gateway.embedded.postgres import EmbeddedPostgres
 from gateway.tenants.postgres import ControlStore
 
 _WAIT_S = 15.0
 _POLL_S = 0.1
+_UNKNOWN_DATABASE = 81
 
 
 class Engines:
@@ -115,6 +117,16 @@ async def clickhouse_client(config: Config, url: str) -> AsyncIterator[ClickHous
         yield clickhouse
     finally:
         await clickhouse.close()
+
+
+async def lacking(clickhouse: ClickHouse) -> list[str]:
+    """What the tables lack, a sentence each. Raises DeliveryError when it cannot be asked."""
+    try:
+        return await clickhouse.missing_columns(schema.TABLES)
+    except Operator as error:
+        if error.code != _UNKNOWN_DATABASE:
+            raise
+        return [f"database {clickhouse.database} is not there: run `weir migrate`"]
 
 
 @asynccontextmanager

@@ -1,0 +1,59 @@
+"""Engines somebody else runs: here those of a first gateway, given to a second one by address."""
+
+from __future__ import annotations
+
+import json
+
+from tests.end_to_end.conftest import NewGateway
+from tests.end_to_end.gateway_process import GatewayProcess, poll
+
+
+def borrowing(gateway: GatewayProcess, new_gateway: NewGateway, **environ: str) -> GatewayProcess:
+    dsn = (gateway.data_dir / "postgres.dsn").read_text().strip()
+    return new_gateway("second", WEIR__CLICKHOUSE__URL=gateway.listen["clickhouse"], WEIR__POSTGRES__DSN=dsn, **environ)
+
+
+def test_an_external_clickhouse_without_tables_is_named_and_migrated(
+    gateway: GatewayProcess, new_gateway: NewGateway
+) -> None:
+    second = borrowing(gateway, new_gateway, WEIR__CLICKHOUSE__DATABASE="elsewhere")
+    refused = second.command("serve")
+    assert refused.returncode == 1
+    assert "database elsewhere is not there: run `weir migrate`" in refused.stderr
+    assert "database elsewhere is not there" in second.command("migrate", "--dry-run").stdout
+    assert second.command("migrate").returncode == 0
+    assert json.loads(second.command("check", "--connect", "--json").stdout)["problems"] == []
+
+    gateway.execute("DROP TABLE elsewhere.genai_events")
+    refused = second.command("serve")
+    assert (refused.returncode, "table elsewhere.genai_events is not there" in refused.stderr) == (1, True)
+    assert second.command("check", "--connect").returncode == 1
+    assert second.command("migrate").returncode == 0
+
+    second.start()
+    assert not (second.data_dir / "demo.json").exists(), "somebody else's control store gets no demo project"
+    assert second.descendants() == {}, "it runs no engines of its own"
+    assert second.post("/", b'{"message":"through the second"}', gateway.demo["keys"]["loguro"]) == 202
+    poll(
+        lambda: gateway.query("SELECT count() AS rows FROM elsewhere.otel_logs") == [{"rows": 1}],
+        within_s=10,
+        what="the row is in the other database",
+    )
+    assert second.stop()[0] == 0
+
+
+def test_no_secret_of_an_external_engine_is_printed(gateway: GatewayProcess, new_gateway: NewGateway) -> None:
+    second = borrowing(gateway, new_gateway, WEIR__ADMIN__TOKEN="canary-token")
+    password = (gateway.data_dir / "postgres.dsn").read_text().split(":")[2].partition("@")[0]
+    printed = second.command("config", "print").stdout + second.command("config", "print", "--json").stdout
+    assert "postgresql://" in printed
+    assert password not in printed
+    assert "canary" not in printed
+
+
+def test_a_wrong_postgres_is_refused_in_words(new_gateway: NewGateway) -> None:
+    gateway = new_gateway(WEIR__POSTGRES__DSN="postgresql://nobody:canary@127.0.0.1:1/none")
+    answer = gateway.command("keys", "list")
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("weir: ")
+    assert "canary" not in answer.stderr

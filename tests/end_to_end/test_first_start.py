@@ -1,0 +1,126 @@
+"""What a new user does: start it, paste the printed lines, look at the result."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import urllib.request
+
+import pytest
+
+from tests.end_to_end.gateway_process import GatewayProcess, poll
+
+
+def pasted(line: str) -> str:
+    """What a printed curl line answers: run by a shell where there is curl, else read and done by hand."""
+    if shutil.which("curl") and shutil.which("bash"):
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=True)
+        return done.stdout
+    words = shlex.split(line)
+    url = next(word for word in words if word.startswith("http://"))
+    data = next(words[at + 1] for at, word in enumerate(words) if word in ("-d", "--data-binary"))
+    headers = dict(words[at + 1].split(": ") for at, word in enumerate(words) if word == "-H")
+    with urllib.request.urlopen(urllib.request.Request(url, data.encode(), headers), timeout=30) as answer:
+        return f"HTTP/1.1 {answer.status}\r\n\r\n{answer.read().decode()}"
+
+
+def test_the_printed_lines_work_as_pasted_and_the_printed_query_shows_the_rows(gateway: GatewayProcess) -> None:
+    lines = re.findall(r"^curl .*$", gateway.told, re.MULTILINE)
+    assert len(lines) == 3, gateway.told
+    *sends, query = lines
+    statuses = [re.match(r"HTTP/1.1 (\d+)", pasted(line)) for line in sends]
+    assert [match and match[1] for match in statuses] == ["200", "202"]
+    poll(
+        lambda: "Hello from OTLP" in (shown := pasted(query)) and "Hello from Loguro" in shown,
+        within_s=10,
+        what="the printed query shows both records",
+    )
+
+
+def test_listen_json_says_where_it_listens(gateway: GatewayProcess) -> None:
+    listen = gateway.listen
+    assert set(listen) == {"ingest", "admin", "clickhouse"}
+    assert (len(listen["ingest"]), len(listen["admin"])) == (2, 1)
+    for address in (*listen["ingest"], *listen["admin"]):
+        assert re.fullmatch(r"127\.0\.0\.1:[1-9]\d*", address)
+        assert address in gateway.told
+    assert listen["clickhouse"] in gateway.told
+
+
+def test_demo_json_holds_every_secret_for_its_owner_alone(gateway: GatewayProcess) -> None:
+    demo = gateway.demo
+    assert set(demo) == {"project", "project_id", "keys", "pat", "admin_token"}
+    assert demo["project"] == "demo"
+    assert set(demo["keys"]) == {"loguro", "browser", "proliferate", "streamlogia", "brokle"}
+    assert demo["keys"]["proliferate"].startswith("pk_")
+    assert demo["keys"]["brokle"].startswith("bk_")
+    assert demo["pat"].startswith("pat_")
+    for name in ("demo.json", "admin_token", "postgres.dsn", "keys.snapshot"):
+        assert stat.S_IMODE((gateway.data_dir / name).stat().st_mode) == 0o600, name
+    for secret in (*demo["keys"].values(), demo["pat"], demo["admin_token"]):
+        assert secret in gateway.told
+        assert secret not in gateway.log()
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"), [("http://localhost:3000", 202), ("http://localhost:3001", 403), ("null", 403), ("", 403)]
+)
+def test_the_demo_browser_key_is_for_its_origin(gateway: GatewayProcess, origin: str, status: int) -> None:
+    headers = {"Origin": origin} if origin else {}
+    assert gateway.post("/", b'{"message":"from a page"}', gateway.demo["keys"]["browser"], **headers) == status
+
+
+def test_the_probes_answer(gateway: GatewayProcess) -> None:
+    for path in ("/livez", "/readyz", "/readyz?verbose", "/healthz", "/-/healthy", "/-/ready", "/metrics"):
+        assert gateway.request(path, None, {}, at="admin")[0] == 200, path
+    assert gateway.request("/healthz", None, {})[0] == 200
+
+
+def test_what_the_management_commands_print_is_json(gateway: GatewayProcess) -> None:
+    keys = json.loads(gateway.command("keys", "list", "--project", "demo", "--json").stdout)
+    assert {key["dialect"] for key in keys} >= {"loguro", "proliferate", "streamlogia", "brokle"}
+    assert not any(secret in json.dumps(keys) for secret in gateway.demo["keys"].values())
+    projects = json.loads(gateway.command("projects", "list", "--json").stdout)
+    assert [project["id"] for project in projects if project["slug"] == "demo"] == [gateway.demo["project_id"]]
+
+
+def test_a_created_key_works_and_a_revoked_one_stops_within_a_second(gateway: GatewayProcess) -> None:
+    made = gateway.command("keys", "create", "--project", "demo", "--dialect", "loguro", "--json")
+    key = json.loads(made.stdout)
+    poll(lambda: gateway.post("/", b'{"message":"new"}', key["secret"]) == 202, within_s=1, what="the new key works")
+    assert gateway.command("keys", "revoke", key["id"]).returncode == 0
+    poll(
+        lambda: gateway.post("/", b'{"message":"old"}', key["secret"]) == 401, within_s=1, what="the key stops working"
+    )
+    again = gateway.command("keys", "revoke", key["id"])
+    assert (again.returncode, key["id"] in again.stderr) == (1, True)
+
+
+def test_a_project_of_its_own_has_rows_of_its_own(gateway: GatewayProcess) -> None:
+    project = json.loads(gateway.command("projects", "create", "own", "--json").stdout)
+    made = gateway.command("keys", "create", "--project", "own", "--dialect", "otlp", "--json")
+    key = json.loads(made.stdout)["secret"]
+    poll(lambda: gateway.post("/batch", b'[{"message":"a"},{"message":"b"}]', key) == 202, within_s=1, what="taken")
+    where = f"ProjectId = '{project['id']}'"
+    poll(lambda: gateway.count(where) == 2, within_s=10, what="its rows are stored")
+
+
+def test_wrong_usage_and_failures_have_their_exit_codes(gateway: GatewayProcess) -> None:
+    assert gateway.command("projects").returncode == 2
+    assert gateway.command("keys", "create", "--project", "none", "--dialect", "otlp").returncode == 1
+    assert gateway.command("check").returncode == 0
+
+
+def test_a_second_gateway_on_the_same_directory_is_refused(gateway: GatewayProcess) -> None:
+    second = gateway.command("serve")
+    assert second.returncode == 1
+    assert f"in use by process {gateway.pid}" in second.stderr
+    assert gateway.post("/", b'{"message":"still here"}', gateway.demo["keys"]["loguro"]) == 202
+
+
+def test_migrating_beside_a_running_gateway_finds_everything_there(gateway: GatewayProcess) -> None:
+    assert gateway.command("migrate").stdout == "Everything is there.\n"

@@ -1,0 +1,139 @@
+"""Stops, kills and outages: what was accepted is there afterwards, once, and nothing is left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import NewGateway
+from tests.end_to_end.gateway_process import GatewayProcess, command_line, poll
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes through /proc")
+
+
+class Load:
+    """Threads that post small batches until told to stop; ``accepted`` has the id of every record with a 2xx."""
+
+    def __init__(self, gateway: GatewayProcess, threads: int = 3) -> None:
+        self._gateway = gateway
+        self._key = gateway.demo["keys"]["loguro"]
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._post, args=(number,)) for number in range(threads)]
+        self.accepted: list[str] = []
+        self.refused = 0
+        for thread in self._threads:
+            thread.start()
+
+    def _post(self, number: int) -> None:
+        sent = 0
+        while not self._done.is_set():
+            ids = [f"{number}-{sent + offset}" for offset in range(10)]
+            sent += len(ids)
+            body = json.dumps([{"message": "load", "context": {"id": id_}} for id_ in ids]).encode()
+            try:
+                status = self._gateway.post("/batch", body, self._key)
+            except OSError:  # it is gone, or its listen.json is
+                self.refused += 1
+                continue
+            if status == 202:
+                self.accepted.extend(ids)
+            else:
+                self.refused += 1
+
+    def stop(self) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join(60)
+
+
+def stored_ids(gateway: GatewayProcess) -> list[str]:
+    return [row["id"] for row in gateway.query("SELECT LogAttributes['id'] AS id FROM otel_logs WHERE Body = 'load'")]
+
+
+def assert_stored_once(gateway: GatewayProcess, accepted: list[str]) -> None:
+    """Every accepted record is there and none twice. One without an answer may be there as well."""
+    found = stored_ids(gateway)
+    assert len(found) == len(set(found)), "stored twice"
+    assert set(accepted) <= set(found), (
+        f"{len(set(accepted) - set(found))} of {len(accepted)} accepted records are lost"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_under_load_loses_nothing_and_leaves_no_process(new_gateway: NewGateway, number: signal.Signals) -> None:
+    gateway = new_gateway().start()
+    demo = gateway.demo
+    load = Load(gateway)
+    try:
+        poll(lambda: len(load.accepted) >= 500, within_s=30, what="there is load")
+        below = gateway.descendants()
+        assert len(below) >= 3  # ClickHouse, the guard, Postgres
+        code, seconds = gateway.stop(number)
+    finally:
+        load.stop()
+    assert code == 0, gateway.log()
+    assert seconds < 10
+    assert {pid: called for pid, called in below.items() if command_line(pid) == called} == {}
+    assert not (gateway.data_dir / "listen.json").exists()
+    assert not (gateway.data_dir / "postgres.dsn").exists()
+
+    gateway.start()
+    assert_stored_once(gateway, load.accepted)
+    assert gateway.demo == demo
+    assert "curl" not in gateway.told, "keys are printed once"
+    assert gateway.post("/", b'{"message":"after"}', demo["keys"]["loguro"]) == 202
+
+
+def test_clickhouse_killed_under_load_comes_back_and_nothing_accepted_is_missing(new_gateway: NewGateway) -> None:
+    gateway = new_gateway().start()
+    load = Load(gateway)
+    try:
+        for kill in range(1, 4):
+            goal = len(load.accepted) + 300
+            poll(lambda goal=goal: len(load.accepted) >= goal, within_s=30, what="there is load")  # type: ignore[misc]
+            [clickhouse] = [pid for pid, called in gateway.descendants().items() if "clickhouse_server" in called]
+            os.kill(clickhouse, signal.SIGKILL)
+            poll(
+                lambda kill=kill: gateway.metric("weir_clickhouse_restarts_total") == kill,  # type: ignore[misc]
+                within_s=20,
+                what="ClickHouse is back",
+            )
+    finally:
+        load.stop()
+    poll(lambda: gateway.metric("weir_rows_buffered") == 0, within_s=30, what="everything is stored")
+    assert load.refused == 0, "accepting does not depend on ClickHouse"
+    assert_stored_once(gateway, load.accepted)
+    assert sorted(stored_ids(gateway)) == sorted(load.accepted)
+
+
+def test_a_killed_gateway_takes_its_engines_with_it_and_the_next_one_starts(new_gateway: NewGateway) -> None:
+    gateway = new_gateway().start()
+    key = gateway.demo["keys"]["loguro"]
+    assert gateway.post("/", b'{"message":"before"}', key) == 202
+    poll(lambda: gateway.count() == 1, within_s=10, what="it is stored")
+    below = gateway.descendants()
+    gateway.kill()
+    poll(
+        lambda: not any(command_line(pid) == called for pid, called in below.items()),
+        within_s=20,
+        what="its engines are gone",
+    )
+    (gateway.data_dir / "listen.json").unlink()  # what it could not remove must not be taken for the next one's
+    gateway.start()
+    assert gateway.count() == 1
+    assert gateway.post("/", b'{"message":"after"}', key) == 202
+
+
+def test_a_management_command_without_a_gateway_uses_the_same_keys(new_gateway: NewGateway) -> None:
+    gateway = new_gateway()
+    made = gateway.command("projects", "create", "early")
+    assert made.returncode == 0, made.stderr
+    key = json.loads(gateway.command("keys", "create", "--project", "early", "--dialect", "loguro", "--json").stdout)
+    gateway.start()
+    assert not (gateway.data_dir / "demo.json").exists(), "a store with a project is no first start"
+    assert gateway.post("/", b'{"message":"early"}', key["secret"]) == 202
