@@ -20,7 +20,7 @@ static inline int time_digits(const uint8_t *p, int count) {
     return value;
 }
 
-/* Days from 1970-01-01 in the Gregorian calendar, year >= 1; -1 << 31 when there is no such day. */
+/* Days from 1970-01-01 in the Gregorian calendar, years from 1; INT32_MIN when there is no such day. */
 static inline int32_t time_days(int year, int month, int day) {
     static const uint8_t month_days[12] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
     if (year < 1 || month < 1 || month > 12 || day < 1)

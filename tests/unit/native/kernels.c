@@ -4,12 +4,22 @@
  * byte read or written too far ends the process.
  */
 #define _GNU_SOURCE
+#include <limits.h>
+#include <stdlib.h>
+
+static int allocations_left = INT_MAX;
+
+/* Memory that runs out when the test says so. */
+static void *limited_realloc(void *old, size_t size) {
+    return allocations_left-- > 0 ? realloc(old, size) : NULL;
+}
+#define realloc limited_realloc
+
 #include "cityhash.h"
 #include "number.h"
 #include "text.h"
 #include "time.h"
 
-#include <stdlib.h>
 #include <sys/mman.h>
 
 #define PAGE ((size_t)4096)
@@ -52,6 +62,10 @@ static ssize_t hand_over(buffer_t *buffer, int result, uint8_t *out) {
     ssize_t size = (ssize_t)buffer->size;
     buffer_free(buffer);
     return result < 0 ? result : size;
+}
+
+void test_limit_allocations(int count) {
+    allocations_left = count;
 }
 
 /* A kernel with a fault, to show that the fence holds. */

@@ -79,6 +79,9 @@ class Kernels:
         size = self.call("json_unescape", inside, self._out, ctypes.byref(bad))
         return bad.value if size == -2 else ctypes.string_at(self._out, size)
 
+    def limit_allocations(self, count: int = 2**31 - 1) -> None:
+        self._library.test_limit_allocations(ctypes.c_int(count))
+
     def cityhash128(self, data: bytes) -> bytes:
         out = (ctypes.c_uint64 * 2)()
         self.call("cityhash128", data, out)
@@ -201,6 +204,22 @@ def test_an_escape_or_the_end_ends_a_sequence_that_is_not_utf8(kernels: Kernels)
 )  # fmt: skip
 def test_an_escape_json_does_not_have_is_pointed_at(kernels: Kernels, inside: str, at: int) -> None:
     assert kernels.unescape(inside.encode()) == at
+
+
+@pytest.mark.parametrize("name", ["append_text", "append_json_string", "append_base64"])
+def test_memory_that_runs_out_at_any_growth_is_told(kernels: Kernels, name: str) -> None:
+    data = b"".join(_mixtures(seed=11, count=500))
+    whole = kernels.to_bytes(name, data)
+    try:
+        for allocations in range(40):
+            kernels.limit_allocations(allocations)
+            left = kernels.to_bytes(name, data)
+            if left is not None:
+                break
+    finally:
+        kernels.limit_allocations()
+    assert left == whole
+    assert allocations > 0
 
 
 # ---- Base64 and hex ----
