@@ -123,10 +123,37 @@ static inline int column_append_fixed(column_t *column, uint64_t value) {
     return 0;
 }
 
+/* Copies `size` bytes; 0 where one of them is not ASCII, and then what was copied counts for nothing. */
+static inline int copy_ascii(uint8_t *to, const uint8_t *from, size_t size) {
+    static const uint64_t high = 0x8080808080808080ull;
+    if (size >= 8) {
+        uint64_t seen = 0;
+        size_t i = 0;
+        for (; i + 8 <= size; i += 8) {
+            uint64_t word = load64(from + i);
+            memcpy(to + i, &word, 8);
+            seen |= word;
+        }
+        uint64_t tail = load64(from + size - 8);
+        memcpy(to + size - 8, &tail, 8);
+        return ((seen | tail) & high) == 0;
+    }
+    if (size >= 4) {
+        uint32_t head = load32(from), tail = load32(from + size - 4);
+        memcpy(to, &head, 4);
+        memcpy(to + size - 4, &tail, 4);
+        return ((head | tail) & (uint32_t)high) == 0;
+    }
+    uint8_t seen = 0;
+    for (size_t i = 0; i < size; i++)
+        seen |= to[i] = from[i];
+    return seen < 0x80;
+}
+
 /* The length as varint, then the text, repaired where it is not UTF-8, cut to `max` bytes;
  * 1 when it was cut. */
 static inline int append_sized_text(buffer_t *out, const uint8_t *p, size_t size, size_t max) {
-    if (__builtin_expect(size <= max && utf8_is_valid(p, size), 1)) {
+    if (__builtin_expect(size <= max, 1)) {
         if (buffer_reserve(out, size + 10) < 0)
             return -1;
         uint8_t *to = out->data + out->size;
@@ -136,11 +163,15 @@ static inline int append_sized_text(buffer_t *out, const uint8_t *p, size_t size
             length >>= 7;
         }
         *to++ = (uint8_t)length;
-        if (size)
+        if (!copy_ascii(to, p, size)) {
+            if (!utf8_is_valid(p, size))
+                goto repair;
             memcpy(to, p, size);
+        }
         out->size = (size_t)(to - out->data) + size;
         return 0;
     }
+repair:;
     buffer_t repaired = {0};
     if (buffer_append_text(&repaired, p, size) < 0) {
         buffer_free(&repaired);
@@ -369,9 +400,31 @@ static int map_repeat(column_t *column, size_t times) {
 
 /* STRING or LOW: the same text for `rows` rows. */
 static int column_fill_text(column_t *column, const uint8_t *p, size_t size, size_t rows) {
-    for (size_t row = 0; row < rows; row++)
-        if (column_append_text(column, p, size) < 0)
+    if (rows == 0)
+        return 0;
+    size_t indexes = column->indexes.size, data = column->data.size;
+    if (column_append_text(column, p, size) < 0)
+        return -1;
+    if (column->nullable || (column->kind == KIND_STRING && column->data.size - data > 1)) {
+        for (size_t row = 1; row < rows; row++)
+            if (column_append_text(column, p, size) < 0)
+                return -1;
+        return 0;
+    }
+    if (column->kind == KIND_LOW) {
+        if (buffer_reserve(&column->indexes, 4 * (rows - 1)) < 0)
             return -1;
+        uint32_t *index = (uint32_t *)(void *)(column->indexes.data + indexes);
+        for (size_t row = 1; row < rows; row++)
+            index[row] = index[0];
+        column->indexes.size += 4 * (rows - 1);
+    } else {
+        if (buffer_reserve(&column->data, rows - 1) < 0)
+            return -1;
+        memset(column->data.data + column->data.size, 0, rows - 1); /* the empty text */
+        column->data.size += rows - 1;
+    }
+    column->rows += rows - 1;
     return 0;
 }
 

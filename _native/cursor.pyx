@@ -125,8 +125,17 @@ cdef int skip_group(decoder_t *d, cursor_t *c, uint32_t number) noexcept nogil:
 
 cdef inline int next_field(decoder_t *d, cursor_t *c, field_t *field) noexcept nogil:
     """1 and the next field, 0 at the end of the message, or MALFORMED."""
-    if c.p >= c.end:
+    cdef size_t left = <size_t> (c.end - c.p)
+    if left == 0:
         return 0
+    # Most fields are short texts and messages: a tag of one byte, a length of one byte.
+    if left >= 2 and (c.p[0] & 0x87) == BYTES and c.p[0] >= 8 and c.p[1] < 0x80 and c.p[1] <= left - 2:
+        field.number = c.p[0] >> 3
+        field.wire = BYTES
+        field.size = c.p[1]
+        field.p = c.p + 2
+        c.p += 2 + field.size
+        return 1
     if read_tag(d, c, field) < 0 or read_value(d, c, field) < 0:
         return MALFORMED
     return 1

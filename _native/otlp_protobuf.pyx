@@ -381,17 +381,80 @@ cdef int append_attribute(decoder_t *d, column_t *map, text_t *key, value_t *val
     return OK
 
 
+cdef inline int short_size(const uint8_t *p, const uint8_t *end, size_t *size) noexcept nogil:
+    """The bytes of a length of one or two bytes, or 0 where it is longer or cut off."""
+    if p >= end:
+        return 0
+    if p[0] < 0x80:
+        size[0] = p[0]
+        return 1
+    if end - p < 2 or p[1] >= 0x80:
+        return 0
+    size[0] = (p[0] & 0x7F) | <size_t> p[1] << 7
+    return 2
+
+
+cdef inline bint plain_key_value(const uint8_t *p, size_t size, text_t *key, value_t *value) noexcept nogil:
+    """A KeyValue as every exporter writes it: the key, then a value of one scalar, and nothing else.
+
+    False where it is anything else, be it wrong or just unusual; then the general reader decides.
+    """
+    cdef const uint8_t *end = p + size
+    cdef size_t length = 0
+    cdef uint64_t bits
+    cdef int head, shift
+    if size < 2 or p[0] != (1 << 3 | BYTES):
+        return False
+    head = short_size(p + 1, end, &length)
+    p += 1 + head
+    if head == 0 or length >= <size_t> (end - p):
+        return False
+    key.p = p
+    key.size = length
+    p += length
+    if p[0] != (2 << 3 | BYTES):
+        return False
+    head = short_size(p + 1, end, &length)
+    p += 1 + head
+    if head == 0 or length != <size_t> (end - p) or length < 2:
+        return False
+    value.kind = p[0] >> 3
+    if p[0] == (ANY_STRING << 3 | BYTES):
+        head = short_size(p + 1, end, &value.size)
+        value.p = p + 1 + head
+        return head != 0 and value.size == <size_t> (end - value.p)
+    if p[0] == (ANY_INT << 3 | VARINT) or p[0] == (ANY_BOOL << 3 | VARINT):
+        bits = 0
+        shift = 0
+        p += 1
+        while p < end and p[0] >= 0x80 and shift < 63:
+            bits |= <uint64_t> (p[0] & 0x7F) << shift
+            shift += 7
+            p += 1
+        if p + 1 != end or p[0] >= 0x80:
+            return False
+        value.bits = bits | <uint64_t> p[0] << shift
+        return True
+    if p[0] == (ANY_DOUBLE << 3 | FIXED64) and length == 9:
+        memcpy(&value.bits, p + 1, 8)
+        return True
+    return False
+
+
 cdef int record_attribute(decoder_t *d, column_t *map, record_t *record, const uint8_t *p, size_t size,
                           uint32_t number) noexcept nogil:
     """The record's attribute number ``number``, from 0. ``map`` NULL: checked only."""
     cdef text_t key, any_
     cdef value_t value
-    cdef int status = read_key_value(d, p, size, &key, &any_)
-    if status < 0:
-        return status
-    status = read_any(d, any_.p, any_.size, &value)
-    if status < 0:
-        return status
+    cdef int status
+    if not plain_key_value(p, size, &key, &value):
+        status = read_key_value(d, p, size, &key, &any_)
+        if status < 0:
+            return status
+        status = read_any(d, any_.p, any_.size, &value)
+        if status < 0:
+            return status
+    status = OK
     if number >= C_ATTRIBUTES_MAX:
         if d.counting:
             d.attributes_cut += 1
