@@ -1,9 +1,11 @@
 """The keys on disk: digests and records, never a key, so that a restart needs no Postgres.
 
-One line names the format and the SHA-256 of the rest; the rest is JSON::
+One line names the format and the SHA-256 of the rest; the rest is lines of JSON, some hundred keys to
+a line::
 
-    weir-keys 1 4f1c...\\n
-    {"as_of":1760000000.5,"change":17,"live":[["<base64 of a digest>",{...}],...],"revoked":["<base64>",...]}
+    weir-keys 1 4f1c...
+    {"as_of":1760000000.5,"change":17}
+    {"live":[["<base64 of a digest>",{...}],...],"revoked":["<base64>",...]}
 
 The file is replaced whole, after its bytes have reached the disk, and readable by its owner alone.
 A file that is damaged, or of a format from the future, is left out with a warning: it is a help, never
@@ -16,8 +18,10 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -29,6 +33,7 @@ logger = logging.getLogger(__name__)
 _MAGIC = "weir-keys 1"
 # No write takes this long: an unfinished file of this age belongs to nobody.
 UNFINISHED_MAX_S = 600.0
+KEYS_A_LINE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +44,19 @@ class Snapshot:
     table: KeyTable
 
 
-class _Content(msgspec.Struct, frozen=True):
+class _Moment(msgspec.Struct, frozen=True):
     as_of: float
     change: int
-    live: list[tuple[bytes, KeyRecord]]
-    revoked: list[bytes]
+
+
+class _Part(msgspec.Struct, frozen=True):
+    live: list[tuple[bytes, KeyRecord]] = []
+    revoked: list[bytes] = []
 
 
 def write(path: Path, snapshot: Snapshot) -> None:
     """Replaces the file, all or nothing, durably. OSError when it cannot; the old one is then still there."""
-    table = snapshot.table
-    content = msgspec.json.encode(_Content(snapshot.as_of, table.change, list(table.live.items()), list(table.revoked)))
+    content = b"\n".join(_lines(snapshot))
     head = f"{_MAGIC} {hashlib.sha256(content).hexdigest()}\n".encode()
     # Processes may share a snapshot, each with a name of its own for what it has not finished.
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
@@ -86,11 +93,32 @@ def read(path: Path) -> Snapshot | None:
         logger.warning("key snapshot %s ignored: damaged, or of another version", path)
         return None
     try:
-        kept = msgspec.json.decode(content, type=_Content)
-    except msgspec.MsgspecError:
+        return _parse(content)
+    except (msgspec.MsgspecError, ValueError):
         logger.warning("key snapshot %s ignored: its content is not what this version writes", path)
         return None
-    return Snapshot(kept.as_of, KeyTable(kept.change, dict(kept.live), frozenset(kept.revoked)))
+
+
+def _lines(snapshot: Snapshot) -> Iterator[bytes]:
+    # In parts, because encoding does not let go of the interpreter: all of 50,000 keys at once would
+    # hold up every request for 40 ms.
+    table = snapshot.table
+    yield msgspec.json.encode(_Moment(snapshot.as_of, table.change))
+    live = iter(list(table.live.items()))
+    while part := list(islice(live, KEYS_A_LINE)):
+        yield msgspec.json.encode(_Part(live=part))
+    revoked = iter(table.revoked)
+    while digests := list(islice(revoked, KEYS_A_LINE)):
+        yield msgspec.json.encode(_Part(revoked=digests))
+
+
+def _parse(content: bytes) -> Snapshot:
+    first, *lines = content.split(b"\n")
+    moment = msgspec.json.decode(first, type=_Moment)
+    parts = [msgspec.json.decode(line, type=_Part) for line in lines]
+    live = {digest: record for part in parts for digest, record in part.live}
+    revoked = frozenset(digest for part in parts for digest in part.revoked)
+    return Snapshot(moment.as_of, KeyTable(moment.change, live, revoked))
 
 
 def _tidy(path: Path) -> None:

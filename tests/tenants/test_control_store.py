@@ -15,28 +15,26 @@ from gateway.tenants.postgres import AlreadyThere, ControlStore, KeyFeed, Missin
 ALPHANUMERIC_40 = "[0-9A-Za-z]{40}"
 
 
-@pytest.mark.parametrize(
-    ("dialect", "kind", "prefix"),
-    [
-        ("loguro", "server", "lg_"),
-        ("loguro", "browser", "lgb_"),
-        ("proliferate", "server", "pk_"),
-        ("proliferate", "browser", "pk_"),
-        ("streamlogia", "server", "ls_app_live_"),
-        ("brokle", "server", "bk_"),
-        ("otlp", "server", "otlp_"),
-        ("sixth", "server", "sixth_"),
-    ],
-)
-async def test_a_key_has_the_form_its_dialects_clients_expect(
-    store: ControlStore, dialect: str, kind: str, prefix: str
-) -> None:
-    origins = ["http://localhost:3000"] if kind == "browser" else []
-    record, secret = await store.create_key("demo", kind=kind, dialect=dialect, name="n", origins=origins)
-    assert re.fullmatch(prefix + ALPHANUMERIC_40, secret)
-    assert (record.dialect, record.kind, record.project_slug) == (dialect, kind, "demo")
-    assert record.revoked_at is None
-    assert list(record.origins) == origins
+FORMS = [
+    ("loguro", "server", "lg_"),
+    ("loguro", "browser", "lgb_"),
+    ("proliferate", "server", "pk_"),
+    ("proliferate", "browser", "pk_"),
+    ("streamlogia", "server", "ls_app_live_"),
+    ("brokle", "server", "bk_"),
+    ("otlp", "server", "otlp_"),
+    ("sixth", "server", "sixth_"),
+]
+
+
+async def test_a_key_has_the_form_its_dialects_clients_expect(store: ControlStore) -> None:
+    for dialect, kind, prefix in FORMS:
+        origins = ["http://localhost:3000"] if kind == "browser" else []
+        record, secret = await store.create_key("demo", kind=kind, dialect=dialect, name="n", origins=origins)
+        assert re.fullmatch(prefix + ALPHANUMERIC_40, secret), dialect
+        assert (record.dialect, record.kind, record.project_slug) == (dialect, kind, "demo")
+        assert record.revoked_at is None
+        assert list(record.origins) == origins
 
 
 def test_minted_keys_differ_and_carry_a_checksum_that_finds_every_single_slip() -> None:
@@ -114,23 +112,23 @@ async def test_what_is_taken_or_not_there_is_said_so(store: ControlStore) -> Non
             await store.list_keys(slug)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"kind": "mobile"}, "server, browser"),
-        ({"dialect": "OTLP; --"}, "name of a dialect"),
-        ({"name": "x" * 201}, "at most 200"),
-        ({"name": "a\x00b"}, "printable"),
-        ({"origins": ["https://a.example"]}, "belong to browser keys"),
-        ({"kind": "browser"}, "needs the origins"),
-        ({"kind": "browser", "origins": ["https://a.example", "*"]}, r"not an origin: '\*'"),
-        ({"kind": "browser", "origins": ["null"]}, "not an origin"),
-        ({"kind": "browser", "origins": ["https://a.example/path"]}, "without a path"),
-    ],
-)
-async def test_a_key_that_makes_no_sense_is_refused(store: ControlStore, arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(NotAcceptable, match=said):
-        await store.create_key("demo", **{"kind": "server", "dialect": "loguro", **arguments})
+SENSELESS: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "mobile"}, "server, browser"),
+    ({"dialect": "OTLP; --"}, "name of a dialect"),
+    ({"name": "x" * 201}, "at most 200"),
+    ({"name": "a\x00b"}, "printable"),
+    ({"origins": ["https://a.example"]}, "belong to browser keys"),
+    ({"kind": "browser"}, "needs the origins"),
+    ({"kind": "browser", "origins": ["https://a.example", "*"]}, r"not an origin: '\*'"),
+    ({"kind": "browser", "origins": ["null"]}, "not an origin"),
+    ({"kind": "browser", "origins": ["https://a.example/path"]}, "without a path"),
+]
+
+
+async def test_a_key_that_makes_no_sense_is_refused(store: ControlStore) -> None:
+    for arguments, said in SENSELESS:
+        with pytest.raises(NotAcceptable, match=said):
+            await store.create_key("demo", **{"kind": "server", "dialect": "loguro", **arguments})
     assert await store.list_keys() == []
 
 

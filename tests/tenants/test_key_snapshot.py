@@ -34,6 +34,14 @@ def test_what_is_written_is_read(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["keys"]
 
 
+@pytest.mark.parametrize("count", [0, 1, snapshot.KEYS_A_LINE, 2 * snapshot.KEYS_A_LINE + 1])
+def test_any_number_of_keys_is_kept(path: Path, count: int) -> None:
+    digests = [hashlib.sha256(str(number).encode()).digest() for number in range(2 * count)]
+    table = KeyTable(1, dict.fromkeys(digests[:count], RECORD), frozenset(digests[count:]))
+    snapshot.write(path, Snapshot(1.0, table))
+    assert snapshot.read(path) == Snapshot(1.0, table)
+
+
 def test_the_file_of_before_is_replaced_and_its_permissions_with_it(path: Path) -> None:
     path.write_text("something else")
     path.chmod(0o644)
@@ -62,7 +70,15 @@ def test_every_flipped_or_missing_byte_is_noticed(path: Path, caplog: pytest.Log
 
 @pytest.mark.parametrize(
     "content",
-    [b"{}", b"[]", b"", b'{"as_of":"now","change":1,"live":[],"revoked":[]}', b"\xff\xfe", b"[" * 5000],
+    [
+        b"{}",
+        b"[]",
+        b"",
+        b'{"as_of":"now","change":1}',
+        b'{"as_of":1.0,"change":1}\n{"live":[["?",{}]]}',
+        b"\xff\xfe",
+        b"[" * 5000,
+    ],
 )
 def test_a_content_nobody_here_writes_is_left_out(path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     path.write_bytes(b"weir-keys 1 " + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -404,21 +405,20 @@ async def test_many_keys_are_loaded_without_holding_up_the_loop(
         "INSERT INTO keys (project_id, sha256, kind, dialect, name) SELECT projects.id, sha256(n::text::bytea), "
         "'server', 'otlp', 'n' FROM projects, generate_series(1, 20000) AS n WHERE slug = 'demo'"
     )
-    loop = asyncio.get_running_loop()
     longest_s = 0.0
 
     async def watch() -> None:
         nonlocal longest_s
         while True:
-            began = loop.time()
+            began = time.thread_time()  # of the processor: how busy the machine is does not matter
             await asyncio.sleep(0)
-            longest_s = max(longest_s, loop.time() - began)
+            longest_s = max(longest_s, time.thread_time() - began)
 
     watcher = asyncio.create_task(watch())
     keys = await make_keys()
     watcher.cancel()
     assert len(keys) == 20000
-    assert longest_s < 0.1
+    assert 0 < longest_s < 0.05
     assert answer(keys, "17") == "known"
 
 
