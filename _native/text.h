@@ -170,7 +170,9 @@ static inline size_t utf8_floor(const uint8_t *p, size_t n, size_t max) {
 static inline uint64_t json_stops(uint64_t word) {
     const uint64_t ones = UINT64_C(0x0101010101010101), highs = ones * 0x80;
     uint64_t quotes = word ^ ones * '"', backslashes = word ^ ones * '\\';
-    uint64_t stops = ((word - ones * 0x20) & ~word) | ((quotes - ones) & ~quotes) | ((backslashes - ones) & ~backslashes);
+    uint64_t stops = (word - ones * 0x20) & ~word;
+    stops |= (quotes - ones) & ~quotes;
+    stops |= (backslashes - ones) & ~backslashes;
     return stops & highs;
 }
 
@@ -302,7 +304,8 @@ static inline int utf8_encode(uint32_t point, uint8_t *out) {
     return length;
 }
 
-/* Decodes the escape at p (a backslash) to at most four bytes; returns how many bytes of p it took, 0 when it is none. */
+/* Decodes the escape at p (a backslash) to at most four bytes; returns how many bytes of p it took, 0 when it is
+ * none. */
 static inline size_t json_escape(const uint8_t *p, size_t n, uint8_t *out, int *length) {
     if (n < 2)
         return 0;
