@@ -60,7 +60,7 @@ static inline uint32_t dictionary_hash(const uint8_t *p, size_t size) {
 
 static inline int dictionary_matches(const dictionary_t *dictionary, uint32_t index, const uint8_t *p, size_t size) {
     const entry_t *entry = &dictionary->entries[index];
-    return entry->size == size && memcmp(dictionary->bytes.data + entry->offset, p, size) == 0;
+    return entry->size == size && (size == 0 || memcmp(dictionary->bytes.data + entry->offset, p, size) == 0);
 }
 
 /* The slot that holds the string, or the free one where it belongs. */
