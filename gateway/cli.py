@@ -27,13 +27,13 @@ from typing import Any
 import msgspec
 import uvloop
 
-from gateway import app, config, demo, logs, schema
+from gateway import app, config, demo, logs
 from gateway.config import Config, ConfigError
 from gateway.data_dir import DataDirBusy
 from gateway.delivery.clickhouse import DeliveryError
 from gateway.dialects import registry
 from gateway.embedded.child import EngineFailed
-from gateway.engines import clickhouse_client, control_store, lacking, reach
+from gateway.engines import clickhouse_client, control_store, lacking, migrate_tables, reach
 from gateway.tenants.postgres import ControlError, ControlStore
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -190,7 +190,7 @@ async def migrate(arguments: Arguments, settings: Config) -> int:
         async with clickhouse_client(settings, engines.clickhouse_url) as clickhouse:
             lacks = await lacking(clickhouse)
             if lacks and not arguments.dry_run:
-                await clickhouse.create_tables(schema.TABLES, retention_days=settings.clickhouse.retention_days)
+                await migrate_tables(settings, clickhouse)
                 still = await lacking(clickhouse)
                 if still:
                     raise CommandFailed("ClickHouse needs you:\n" + "\n".join(still))

@@ -443,7 +443,7 @@ def to_toml(tree: Mapping[str, Any]) -> str:
         value = tree
         for part in key:
             value = value[part]
-        lines += [f"# {meaning}", f"{key[-1]} = {_toml_value(value)}"]
+        lines += [f"# {meaning}", f"{key[-1]} = {toml_value(value)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -455,7 +455,7 @@ def _section_documents(section: type[msgspec.Struct], at: tuple[str, ...] = ()) 
     return documents
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000:
         return f"{value:_}"
     return json.dumps(value)

@@ -129,6 +129,34 @@ async def lacking(clickhouse: ClickHouse) -> list[str]:
         return [f"database {clickhouse.database} is not there: run `weir migrate`"]
 
 
+async def migrate_tables(config: Config, clickhouse: ClickHouse) -> None:
+    """Creates what is not there and adds what tables lack: columns, and the memory of insert tokens.
+
+    A column of another type stays as it is: only a person can say what shall become of its rows.
+    """
+    await clickhouse.create_tables(schema.TABLES, retention_days=config.clickhouse.retention_days)
+    there = await clickhouse.query(
+        "SELECT table, name FROM system.columns WHERE database = {database:String}", {"database": clickhouse.database}
+    )
+    names = {(row["table"], row["name"]) for row in there}
+    for table in schema.TABLES:
+        where = f"`{clickhouse.database}`.`{table.name}`"
+        place = "FIRST"
+        for column in table.columns:
+            if (table.name, column.name) not in names:
+                what = f"`{column.name}` {column.type} COMMENT {schema.quote(column.meaning)} {place}"
+                await clickhouse.execute(f"ALTER TABLE {where} ADD COLUMN IF NOT EXISTS {what}")
+            place = f"AFTER `{column.name}`"
+    forgetful = await clickhouse.query(
+        "SELECT name FROM system.tables WHERE database = {database:String} AND name IN {tables:Array(String)} "
+        "AND engine = 'MergeTree' AND engine_full NOT LIKE '%non_replicated_deduplication_window%'",
+        {"database": clickhouse.database, "tables": [table.name for table in schema.TABLES]},
+    )
+    for row in forgetful:
+        where = f"`{clickhouse.database}`.`{row['name']}`"
+        await clickhouse.execute(f"ALTER TABLE {where} MODIFY SETTING non_replicated_deduplication_window = 10000")
+
+
 @asynccontextmanager
 async def control_store(dsn: str) -> AsyncIterator[ControlStore]:
     """The control store at ``dsn``. Raises StoreUnavailable when it is away."""

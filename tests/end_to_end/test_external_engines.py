@@ -27,8 +27,14 @@ def test_an_external_clickhouse_without_tables_is_named_and_migrated(
     gateway.execute("DROP TABLE elsewhere.genai_events")
     refused = second.command("serve")
     assert (refused.returncode, "table elsewhere.genai_events is not there" in refused.stderr) == (1, True)
-    assert second.command("check", "--connect").returncode == 1
-    assert second.command("migrate").returncode == 0
+    gateway.execute("ALTER TABLE elsewhere.otel_logs DROP COLUMN EventName")
+    gateway.execute("ALTER TABLE elsewhere.otel_logs RESET SETTING non_replicated_deduplication_window")
+    problems = json.loads(second.command("check", "--connect", "--json").stdout)["problems"]
+    assert len(problems) == 3
+    assert "elsewhere.otel_logs has no column EventName String" in " ".join(problems)
+    migrated = second.command("migrate")
+    assert migrated.returncode == 0, migrated.stderr
+    assert second.command("migrate").stdout == "Everything is there.\n"
 
     second.start()
     assert not (second.data_dir / "demo.json").exists(), "somebody else's control store gets no demo project"
