@@ -15,7 +15,8 @@ AVAILABLE: bool = CityHash128 is not None
 
 
 def city_hash_128(data: bytes) -> bytes:
-    """The 16 bytes that precede a compressed block: low word, then high word, each little endian."""
+    """The 16 bytes that precede a compressed block."""
     value: int = CityHash128(data)
-    high, low = value >> 64, value & 0xFFFFFFFFFFFFFFFF
-    return low.to_bytes(8, "little") + high.to_bytes(8, "little")
+    # The package puts the first word into the upper half of its number; each is little endian on the wire.
+    first, second = value >> 64, value & 0xFFFFFFFFFFFFFFFF
+    return first.to_bytes(8, "little") + second.to_bytes(8, "little")

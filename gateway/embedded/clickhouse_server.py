@@ -39,6 +39,7 @@ from gateway.embedded.clickhouse_compression import (
     encode_blocks,
 )
 from gateway.embedded.clickhouse_engine import Engine, EngineError, Result, Session, server_error
+from gateway.embedded.clickhouse_native import BLOCK_INFO_AND_CUSTOM_SERIALIZATION, Unwalkable, with_revision
 from gateway.embedded.clickhouse_statement import MultiStatement, Statement, parse
 from gateway.embedded.directory_lock import hold
 
@@ -109,6 +110,7 @@ class Request:
     decompress: bool = False
     compress: bool = False
     http_compression: bool = False
+    revision: int = 0
 
 
 def sort_parameters(request: web.Request, form: Mapping[str, str]) -> Request:
@@ -122,6 +124,7 @@ def sort_parameters(request: web.Request, form: Mapping[str, str]) -> Request:
         decompress=given.get("decompress") in ("1", "true"),
         compress=given.get("compress") in ("1", "true"),
         http_compression=given.get("enable_http_compression") in ("1", "true"),
+        revision=int(version) if (version := given.get("client_protocol_version", "")).isdecimal() else 0,
     )
     for name, value in given.items():
         if name.startswith("param_"):
@@ -282,6 +285,8 @@ class Interface:
         if statement.returns_rows:
             output = statement.format or request.default_format or "TabSeparated"
             headers["X-ClickHouse-Format"] = output
+            if output == "Native" and request.revision >= BLOCK_INFO_AND_CUSTOM_SERIALIZATION:
+                body = await self._run(renumber, body)
             headers["Content-Type"] = content_type_of(output)
         if request.compress:
             body = await self._run(encode_blocks, body)
@@ -308,6 +313,14 @@ class Interface:
             "X-ClickHouse-Timezone": self._engine.timezone,
             "X-ClickHouse-Server-Display-Name": self._host,
         }
+
+
+def renumber(body: bytes) -> bytes:
+    try:
+        return with_revision(body)
+    except Unwalkable as error:
+        message = f"client_protocol_version with a column of type {error} is not supported here"
+        raise server_error(48, message, "NOT_IMPLEMENTED") from None
 
 
 def refuse_above(requests: int) -> None:

@@ -124,7 +124,7 @@ def city_hash(data: bytes) -> bytes:
     """The reference: the package that clickhouse-driver uses."""
     module = pytest.importorskip("clickhouse_cityhash.cityhash")
     number: int = module.CityHash128(data)
-    return struct.pack("<QQ", number & 0xFFFFFFFFFFFFFFFF, number >> 64)
+    return struct.pack("<QQ", number >> 64, number & 0xFFFFFFFFFFFFFFFF)
 
 
 async def test_a_damaged_or_cut_block_is_refused_and_nothing_is_stored(curl: Curl, table: str) -> None:
