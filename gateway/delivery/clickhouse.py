@@ -293,12 +293,17 @@ class ClickHouse:
         """
         return await self._query(sql, {name: _text(value) for name, value in (params or {}).items()})
 
+    async def execute(self, sql: str) -> None:
+        """Run a statement that returns no rows."""
+        await self._client({}).execute(sql)
+
     async def create_tables(self, tables: Sequence[schema.Table], *, retention_days: int) -> None:
         """Create the database and those of ``tables`` that are not there. Alters nothing."""
+        # Naming a database that is not there yet as the current one would be refused.
         await self._client({}, database="").execute(f"CREATE DATABASE IF NOT EXISTS `{self.database}`")
         version = await self.version()
         for table in tables:
-            await self._client({}).execute(
+            await self.execute(
                 schema.create_table(table, database=self.database, version=version, retention_days=retention_days)
             )
 

@@ -49,6 +49,9 @@ SUSPICIONS_MAX = 5
 REPAIRS_MAX = 8
 """So many rounds of inserting what is missing; then the table does not keep these rows."""
 
+FRAMES_PER_COUNT = 250
+"""They go in the URL; what stands between us and the server may refuse a longer one."""
+
 
 @dataclass(slots=True, eq=False)
 class Repair:
@@ -65,7 +68,7 @@ class Batch:
     """What one insert carries, and how far it got.
 
     ``doubtful``: some attempt's outcome is not known. ``answered``: a clean OK came, or no attempt can
-    still come through; from here on frames are counted.
+    still come through; from here on frames are counted. ``poison``: the server refused these very rows.
     """
 
     table: Table
@@ -76,6 +79,7 @@ class Batch:
     since: float
     doubtful: bool = False
     answered: bool = False
+    poison: bool = False
     attempts: int = 0
     suspicions: int = 0
     repair: Repair | None = None
@@ -294,7 +298,7 @@ class Flusher:
 
     def _held(self, queue: Queue) -> bool:
         """Whether the table is in trouble: then it gets no new batches until an old one is through."""
-        return bool(queue.waiting or queue.parked or any(batch.attempts for batch in queue.sent))
+        return bool(queue.waiting or any(batch.attempts and not batch.poison for batch in queue.sent))
 
     def _sealing(self, queue: Queue) -> float:
         """The clock when the table's next batch is sealed."""
@@ -320,7 +324,7 @@ class Flusher:
         """One attempt at what the batch needs next."""
         table = batch.table.name
         start = self._clock()
-        outcome = "stored"
+        outcome = "cut_off"  # by ``stop``; every other end says its own
         try:
             await self._settle(batch)
         except DeliveryError as error:
@@ -332,6 +336,7 @@ class Flusher:
             batch.doubtful = True
             self._failed(batch, Operator(f"{type(error).__name__} in the gateway"))
         else:
+            outcome = "stored"
             self._stored(batch)
         finally:
             self._metrics.inserts.add(1, table, outcome)
@@ -363,8 +368,8 @@ class Flusher:
     async def _missing(self, batch: Batch) -> Repair | None:
         """What of the batch the table does not hold: whole frames first, then parts of frames."""
         stored: dict[int, int] = {}
-        for start in range(0, len(batch.blocks), 1000):
-            frames = [block.frame for block in batch.blocks[start : start + 1000]]
+        for start in range(0, len(batch.blocks), FRAMES_PER_COUNT):
+            frames = [block.frame for block in batch.blocks[start : start + FRAMES_PER_COUNT]]
             stored |= await self._clickhouse.rows_by_frame(batch.table, frames)
         surplus = sum(max(0, stored.get(block.frame, 0) - block.rows) for block in batch.blocks)
         if surplus:
@@ -399,12 +404,9 @@ class Flusher:
             batch.suspicions += 1
             if batch.suspicions >= SUSPICIONS_MAX:
                 error = self._believed(batch, error)
-        if isinstance(error, Poison):
-            queue.aside.append(batch)
-        else:
-            queue.waiting.append(batch)
-        if isinstance(error, Operator):
-            queue.parked = str(error)
+        batch.poison = isinstance(error, Poison)
+        (queue.aside if batch.poison else queue.waiting).append(batch)
+        queue.parked = str(error) if isinstance(error, Operator) else ""
         batch.due = self._clock() + self._pause(batch, parked=isinstance(error, Operator | Poison))
         self._alarm(batch.table.name, error.outcome, f"{error}; {batch.rows} rows wait, none is lost")
 

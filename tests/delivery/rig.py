@@ -1,0 +1,188 @@
+"""A delivery, a proxy full of faults, and a real ClickHouse; and an oracle that asks past the proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from gateway.delivery import Delivery, Settings
+from gateway.delivery.clickhouse import ClickHouse
+from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.ring import Receipt
+from gateway.metrics import Metrics
+from gateway.schema import Table
+from tests.delivery.things import THINGS, numbered, write
+from tests.support.proxy import Fault, Proxy
+
+PATIENCE_S = 8.0
+
+SETTINGS: dict[str, Any] = {
+    "shards": 1,
+    "ring_bytes_max": 8 << 20,
+    "block_bytes": 64 << 10,
+    "batch_age_ms": 10.0,
+    "retry_first_ms": 5.0,
+    "retry_max_ms": 100.0,
+    "parked_first_ms": 50.0,
+    "parked_max_ms": 200.0,
+}
+
+
+class Engine(Protocol):
+    """A running ClickHouse."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def pid(self) -> int | None: ...
+
+
+class Frames(FrameNumbers):
+    """Frame numbers that remember what they gave."""
+
+    given: list[int]
+
+    def next(self) -> int:
+        number = super().next()
+        self.given = [*getattr(self, "given", []), number]
+        return number
+
+
+def answered(status: int, code: int = 0, text: str = "", *, written: int | None = None) -> Fault:
+    """An answer that does not come from the server."""
+    headers = [("X-ClickHouse-Exception-Code", str(code))] if code else []
+    if written is not None:
+        headers.append(("X-ClickHouse-Summary", f'{{"written_rows":"{written}"}}'))
+    return Fault("answer", status=status, headers=tuple(headers), body=text.encode())
+
+
+async def until(true: Callable[[], bool], what: str) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_S} s"
+        await asyncio.sleep(0.002)
+
+
+async def until_it(true: Callable[[], Awaitable[bool]], what: str) -> None:
+    """The same for what has to be asked for."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not await true():
+        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_S} s"
+        await asyncio.sleep(0.02)
+
+
+@dataclass
+class Rig:
+    """Everything a test holds in its hands."""
+
+    delivery: Delivery
+    metrics: Metrics
+    frames: Frames
+    proxy: Proxy
+    direct: ClickHouse
+    sent: list[int] = field(default_factory=list)
+
+    def send(
+        self, numbers: Sequence[int], *, project: str = "p", days: int = 1, table: str = "things", body: str = "a thing"
+    ) -> Receipt:
+        """One request of things, accepted."""
+        with self.delivery.rows(project, 64 * len(numbers)) as rows:
+            write(rows.columns(table), numbered(numbers, days=days), body=body)
+            receipt = rows.commit()
+        self.sent += numbers
+        return receipt
+
+    async def stored(self, table: str = "things") -> list[int]:
+        """The numbers in the table, asked past the proxy."""
+        rows = await self.direct.query(f"SELECT Number AS n FROM `{self.direct.database}`.`{table}` ORDER BY n")
+        return [row["n"] for row in rows]
+
+    async def flush(self) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            await self.delivery.flush()
+
+    async def run(self, statement: str) -> None:
+        """A statement without rows, past the proxy."""
+        await self.direct.execute(statement)
+
+    def outcomes(self, table: str = "things") -> dict[str, float]:
+        """Insert attempts by what became of them."""
+        return {labels[1]: count for labels, count in self.metrics.inserts.values.items() if labels[0] == table}
+
+    def check_counters(self) -> None:
+        """rows_accepted = rows_stored + rows_buffered, and buffered is what the buffers really hold."""
+        really: dict[str, int] = {}
+        shards: Any = self.delivery.buffers()["shards"]
+        for shard in shards:
+            for table, count in shard["rows_open"].items():
+                really[table] = really.get(table, 0) + count
+            for table, held in shard["tables"].items():
+                really[table] = really.get(table, 0) + held["rows_sealing"] + held["rows_sealed"]
+        assert self.metrics.rows_buffered.read is not None
+        for (table,), buffered in self.metrics.rows_buffered.read().items():
+            accepted = self.metrics.rows_accepted.values.get((table,), 0)
+            stored = self.metrics.rows_stored.values.get((table,), 0)
+            assert accepted == stored + buffered, table
+            assert buffered == really.get(table, 0), table
+
+    def held_bytes(self) -> float:
+        assert self.metrics.ring_bytes.read is not None
+        return sum(self.metrics.ring_bytes.read().values())
+
+
+@asynccontextmanager
+async def rig(
+    engine: Engine,
+    directory: Path,
+    *,
+    tables: Sequence[Table] = (THINGS,),
+    insert_timeout_s: float = 10.0,
+    clock: Callable[[], float] = time.monotonic,
+    **settings: Any,
+) -> AsyncIterator[Rig]:
+    """A started rig on a database of its own."""
+    database = f"{directory.name}_{random.getrandbits(32):08x}".replace("-", "_")
+    proxy = Proxy(int(engine.url.rsplit(":", 1)[1]), applies=lambda head: b"query=INSERT" in head)
+    await proxy.start()
+    direct = ClickHouse(engine.url, database=database)
+    through = ClickHouse(proxy.url, database=database, insert_timeout_s=insert_timeout_s)
+    await direct.start()
+    await through.start()
+    await direct.create_tables(tables, retention_days=0)
+    frames = Frames(directory)
+    metrics = Metrics()
+    delivery = Delivery(
+        tables,
+        through,
+        Settings(**{**SETTINGS, **settings}),
+        frames=frames,
+        metrics=metrics,
+        clock=clock,
+        random=random.Random(7).random,
+    )
+    await delivery.start()
+    try:
+        yield Rig(delivery, metrics, frames, proxy, direct)
+    finally:
+        await delivery.stop(0.0)
+        await through.close()
+        await proxy.stop()
+        await until_it(lambda: answers(direct), "the engine answers")
+        await direct.execute(f"DROP DATABASE `{database}`")
+        await direct.close()
+        frames.close()
+
+
+async def answers(clickhouse: ClickHouse) -> bool:
+    try:
+        await clickhouse.ping()
+    except Exception:
+        return False
+    return True
