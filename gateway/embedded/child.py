@@ -98,7 +98,7 @@ class Child:
         try:
             async with asyncio.timeout(command.ready_deadline_s):
                 await command.ready(process)
-        except (OSError, EOFError, ValueError, TimeoutError) as error:
+        except Exception as error:
             await self._end(deadline_s=0)
             raise EngineFailed(self._account(process, error)) from error
         except BaseException:
@@ -122,8 +122,16 @@ class Child:
                 logger.error("%s; trying again in %.1f s", error, delay_s)  # noqa: TRY400 - the text says it all
                 continue
             logger.warning("%s runs again, pid %s", self._command.name, self.pid)
-            if self._on_restart is not None:
-                self._on_restart()
+            self._announce()
+
+    def _announce(self) -> None:
+        if self._on_restart is None:
+            return
+        try:
+            self._on_restart()
+        except Exception:
+            # Theirs to mend; the child must be watched all the same.
+            logger.exception("what was to happen after a restart of %s failed", self._command.name)
 
     async def _end(self, deadline_s: float) -> None:
         process, self._process = self._process, None

@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -57,9 +58,14 @@ class Curl:
         return reply.text.strip()
 
 
+@pytest.fixture(scope="session")
+def clickhouse_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engine")
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedClickHouse]:
-    engine = EmbeddedClickHouse(tmp_path_factory.mktemp("engine"), port=0)
+async def clickhouse(clickhouse_directory: Path) -> AsyncIterator[EmbeddedClickHouse]:
+    engine = EmbeddedClickHouse(clickhouse_directory, port=0)
     await engine.start()
     yield engine
     await engine.stop()

@@ -7,6 +7,7 @@ import gzip
 import json
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -18,6 +19,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from gateway.embedded.clickhouse import EmbeddedClickHouse
+from gateway.embedded.clickhouse_compression import BlockDecoder
 
 from .conftest import Curl, becomes_true
 
@@ -125,6 +127,17 @@ def city_hash(data: bytes) -> bytes:
     module = pytest.importorskip("clickhouse_cityhash.cityhash")
     number: int = module.CityHash128(data)
     return struct.pack("<QQ", number >> 64, number & 0xFFFFFFFFFFFFFFFF)
+
+
+async def test_the_block_framing_is_the_one_of_the_engines_own_files(
+    clickhouse_directory: Path, curl: Curl, table: str
+) -> None:
+    await curl.value("INSERT INTO own.t SELECT number, toString(number) FROM numbers(1000)")
+    (file,) = (clickhouse_directory / "clickhouse").glob("**/data.bin")
+    decoder = BlockDecoder()
+    plain = decoder.feed(file.read_bytes())
+    decoder.finish()
+    assert struct.pack("<Q", 999) in plain
 
 
 async def test_a_damaged_or_cut_block_is_refused_and_nothing_is_stored(curl: Curl, table: str) -> None:

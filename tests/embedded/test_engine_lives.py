@@ -184,6 +184,31 @@ async def test_clickhouse_killed_during_inserts_is_back_on_the_same_port_with_wh
     await engine.stop()
 
 
+async def test_clickhouse_killed_again_and_again_is_back_each_time(
+    tmp_path: Path, http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    lives = 1
+
+    def count() -> None:
+        nonlocal lives
+        lives += 1
+        raise RuntimeError("a listener's mistake")
+
+    engine = EmbeddedClickHouse(tmp_path, port=0, on_restart=count)
+    url = await engine.start()
+    for life in (1, 2, 3):
+        assert lives == life
+        os.kill(engine.pid or 0, signal.SIGKILL)
+
+        async def back(life: int = life) -> bool:
+            return lives == life + 1
+
+        await becomes_true(back)
+        assert await ask(http, url, "SELECT 1") == "1"
+    assert caplog.text.count("was ended by SIGKILL") == 3
+    await engine.stop()
+
+
 @pytest.mark.parametrize("kind", ["clickhouse", "postgres"])
 async def test_an_engine_is_gone_soon_after_its_gateway_was_killed_and_its_successor_starts(
     tmp_path: Path, kind: str
