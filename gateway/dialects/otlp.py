@@ -75,8 +75,8 @@ def encoding_of(media_type: str, body: bytes) -> str:
         return JSON if body[:1] == b"{" else PROTOBUF
     if media_type == JSON:
         return PROTOBUF if body[:1] == b"\n" and not _JSON_OBJECT.match(body) else JSON
-    sent = "no Content-Type" if not media_type else "that Content-Type"
-    raise UnsupportedMedia(f"{sent} is not taken here: send OTLP logs as {PROTOBUF} or {JSON}")
+    wrong = "this Content-Type is not taken here" if media_type else "the Content-Type is missing"
+    raise UnsupportedMedia(f"{wrong}: send OTLP logs as {PROTOBUF} or {JSON}")
 
 
 def decode_as(

@@ -103,7 +103,7 @@ def encoding_of(headers: Mapping[str, str]) -> str:
         return "gzip"
     if encoding not in ("gzip", "deflate", "zstd"):
         raise UnsupportedMedia(
-            "that Content-Encoding is not taken here: send the body plain, or with one of gzip, deflate, zstd"
+            "this Content-Encoding is not taken here: send the body plain, or with one of gzip, deflate, zstd"
         )
     return encoding
 

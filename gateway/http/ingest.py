@@ -29,6 +29,10 @@ from gateway.metrics import Metrics
 
 log = logging.getLogger("weir.http")
 
+_MOVED_ROWS_LIVE_S = 86_400
+"""A row older than the retention is moved to where it has this long to be seen: at the very edge it would be
+acknowledged and then expire before anyone could."""
+
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -175,9 +179,10 @@ def sent_request_id(headers: Mapping[str, str]) -> str:
 
 
 def _context(house: Ingest, tenant: Tenant, request: Request) -> Context:
+    back_s = house.retention_s - min(_MOVED_ROWS_LIVE_S, house.retention_s / 2)
     return Context(
         project_id=tenant.project_id,
-        time_min_ns=max(0, request.arrival_ns - int(house.retention_s * 1e9)),
+        time_min_ns=max(0, request.arrival_ns - int(back_s * 1e9)),
         time_max_ns=request.arrival_ns + house.limits.timestamp_ahead_ms_max * 1_000_000,
         column_bytes_max=house.limits.column_bytes_max,
     )

@@ -14,7 +14,6 @@ from aiohttp import http_parser
 
 from gateway.config import Limits
 from gateway.dialects.dialect import Dialect
-from gateway.http import listener
 from gateway.http.listener import Listener, Patience
 from gateway.http.probes import Probes
 from gateway.http.server import AdminServer, IngestServer
@@ -219,7 +218,7 @@ async def test_idle_connections_are_closed() -> None:
     async with serving(House(limits=Limits(idle_timeout_ms=1000))) as address:
         never, after = await Client.to(address), await Client.to(address)
         assert (await after.post(b"one"))[0] == 200
-        assert await asyncio.gather(never.closed(), after.closed()) == [b"", b""]
+        assert [await client.closed() for client in (never, after)] == [b"", b""]
 
 
 async def test_a_slow_body_is_408() -> None:
@@ -317,7 +316,7 @@ async def test_an_address_that_is_taken_is_named_and_the_others_are_given_back()
 
 
 def test_aiohttps_slow_parser_is_not_served_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener.http_parser, "HttpRequestParser", http_parser.HttpRequestParserPy)
+    monkeypatch.setattr(http_parser, "HttpRequestParser", http_parser.HttpRequestParserPy)
     with pytest.raises(ImportError, match="C parser"):
         Listener([], lambda request, body: asyncio.sleep(0), Patience())  # type: ignore[arg-type, return-value]
 

@@ -1,0 +1,194 @@
+"""Every case below ``cases/``: a real request over a real socket, its reply, and its rows as ClickHouse has them.
+
+A case is a folder:
+
+    request.http   request line and headers, as sent; {loguro} and the like stand for the demo project's
+                   keys; Content-Length is added unless it or Transfer-Encoding is there
+    body.*         the body as sent: .pb protobuf, .json, .gz and so on; none: no body
+    body.make.json instead of it, for bodies too large to keep: {"unit": text, "bytes": size, "encoding": gzip}
+    reply.json     status, some headers, and the body: parsed; a protobuf reply by its field names
+    rows.json      the rows of otel_logs in order, without empty columns; none: no rows
+
+In a row ``{arrival}`` is the time of the request, ``{latest}`` and ``{oldest}`` are where a time too far
+ahead or behind is moved to, and ``{project}`` is the demo project. After each case a good
+request on the same path must be accepted and stored, whatever the case was.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from google.protobuf.json_format import MessageToDict
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+
+from tests.support.gateway import Gateway
+
+CASES = Path(__file__).parent / "cases"
+FOLDERS = sorted(path.parent for path in CASES.glob("*/*/request.http"))
+WAIT_S = 20.0
+SECOND_NS = 1_000_000_000
+RETENTION_DAYS = 20_000
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "zstd": zstandard.compress,
+}
+EDGES = {"{arrival}": 0, "{latest}": 3_600, "{oldest}": -(RETENTION_DAYS - 1) * 86_400}
+CHUNK = 7
+# The identity of a row is delivery's business, and different each time.
+_ROWS = """
+SELECT * EXCEPT (SpoolFrame, SpoolRow)
+    REPLACE (toString(toUnixTimestamp64Nano(Timestamp)) AS Timestamp,
+             toString(toUnixTimestamp64Nano(ObservedTimestamp)) AS ObservedTimestamp)
+FROM otel_logs WHERE SpoolFrame NOT IN (SELECT SpoolFrame FROM seen_frames) ORDER BY SpoolFrame, SpoolRow
+"""
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    running = Gateway(tmp_path_factory.mktemp("wire") / "data", clickhouse__retention_days=str(RETENTION_DAYS))
+    try:
+        running.start()
+        running.query("CREATE TABLE seen_frames (SpoolFrame UInt64) ENGINE = MergeTree ORDER BY SpoolFrame")
+        yield running
+    finally:
+        assert running.stop() == 0
+
+
+class Reply:
+    """An answer, taken apart by hand: what a library would forgive is to be seen."""
+
+    def __init__(self, raw: bytes) -> None:
+        head, _, rest = raw.partition(b"\r\n\r\n")
+        status, *lines = head.decode("ascii").split("\r\n")
+        self.status = int(status.split(" ")[1])
+        self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        self.body = rest
+        assert len(rest) == int(self.headers["content-length"])
+
+    def content(self) -> Any:
+        """The body, parsed by what it is labelled as; of protobuf a dictionary, empty for zero bytes."""
+        if self.headers["content-type"] != "application/x-protobuf":
+            return json.loads(self.body)
+        message = Status() if self.status >= 400 else ExportLogsServiceResponse()
+        message.ParseFromString(self.body)
+        fields: dict[str, Any] = MessageToDict(message)
+        assert bool(fields) == bool(self.body)
+        return fields
+
+
+def exchange(gateway: Gateway, head: str, body: bytes) -> Reply:
+    """One request on a connection of its own; all of it is written before the answer is read."""
+    for name, key in gateway.demo["keys"].items():
+        head = head.replace("{" + name + "}", key)
+    lowered = head.lower()
+    if "transfer-encoding: chunked" in lowered:
+        pieces = [body[at : at + CHUNK] for at in range(0, len(body), CHUNK)]
+        body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (*pieces, b""))
+    elif "content-length" not in lowered and not lowered.startswith("get "):
+        head += f"Content-Length: {len(body)}\n"
+    request = (head + "Connection: close\n\n").replace("\n", "\r\n").encode("latin-1") + body
+    host, _, port = gateway.ingest[0].rpartition(":")
+    with socket.create_connection((host, int(port)), WAIT_S) as connection:
+        connection.sendall(request)
+        received = b""
+        while piece := connection.recv(1 << 16):
+            received += piece
+    return Reply(received)
+
+
+def body_of(folder: Path) -> bytes:
+    made = folder / "body.make.json"
+    if not made.exists():
+        files = list(folder.glob("body.*"))
+        assert len(files) < 2
+        return files[0].read_bytes() if files else b""
+    recipe = json.loads(made.read_text())
+    unit = recipe["unit"].encode()
+    body = (unit * (recipe["bytes"] // len(unit) + 1))[: recipe["bytes"]]
+    return ENCODERS[recipe.get("encoding", "")](body)
+
+
+def good_request(folder: Path) -> tuple[str, bytes, str]:
+    """Head, body and message of a request that is accepted on the path of the case's dialect."""
+    message = f"after {folder.parent.name}/{folder.name}"
+    if folder.parent.name == "loguro":
+        return (
+            "POST / HTTP/1.1\nHost: test\nAuthorization: Bearer {loguro}\n",
+            json.dumps({"level": "info", "message": message}).encode(),
+            message,
+        )
+    records = {"resourceLogs": [{"scopeLogs": [{"logRecords": [{"body": {"stringValue": message}}]}]}]}
+    head = "POST /v1/logs HTTP/1.1\nHost: test\nX-API-Key: {loguro}\nContent-Type: application/json\n"
+    return head, json.dumps(records).encode(), message
+
+
+def stored_rows(gateway: Gateway) -> list[dict[str, Any]]:
+    """The rows that came since the last call, in the order they were accepted in, without empty columns."""
+    gateway.wait_until_stored()
+    rows = gateway.query(_ROWS)
+    gateway.query("INSERT INTO seen_frames SELECT DISTINCT SpoolFrame FROM otel_logs")
+    return [{name: value for name, value in row.items() if value not in ("", 0, {})} for row in rows]
+
+
+def readable(row: dict[str, Any], project: str, began_ns: int, ended_ns: int) -> dict[str, Any]:
+    """A row as ``rows.json`` writes it: times as RFC 3339 with nanoseconds, or as what they are relative to arrival."""
+    row = dict(row)
+    for name in ("Timestamp", "ObservedTimestamp"):
+        moment_ns = int(row[name])
+        seconds, fraction = divmod(moment_ns, SECOND_NS)
+        row[name] = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{fraction:09d}Z"
+        for word, offset_s in EDGES.items():
+            if began_ns <= moment_ns - offset_s * SECOND_NS <= ended_ns:
+                row[name] = word
+    if row.get("ProjectId") == project:
+        row["ProjectId"] = "{project}"
+    return row
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
+def test_case(gateway: Gateway, folder: Path) -> None:
+    began_ns = time.time_ns()
+    reply = exchange(gateway, (folder / "request.http").read_text(), body_of(folder))
+    head, body, message = good_request(folder)
+    after = exchange(gateway, head, body)
+    ended_ns = time.time_ns()
+    rows = [readable(row, gateway.demo["project_id"], began_ns, ended_ns) for row in stored_rows(gateway)]
+
+    expected = json.loads((folder / "reply.json").read_text())
+    assert {"status": reply.status, "body": reply.content()} == {name: expected[name] for name in ("status", "body")}
+    assert {name: reply.headers.get(name) for name in expected["headers"]} == expected["headers"]
+    assert reply.headers["x-request-id"]
+    assert after.status in (200, 202)
+    assert rows.pop()["Body"] == message
+    rows_path = folder / "rows.json"
+    assert rows == (json.loads(rows_path.read_text()) if rows_path.exists() else [])
+
+
+def test_the_counts_add_up(gateway: Gateway) -> None:
+    """Last in this file: whatever the cases did, every request ended one way and every record is accounted for."""
+    metrics = gateway.metrics()
+
+    def total(name: str) -> float:
+        return sum(value for sample, value in metrics.items() if sample.partition("{")[0] == f"weir_{name}_total")
+
+    assert total("requests_received") == total("requests_accepted") + total("requests_refused") > 0
+    assert total("records_received") == total("records_accepted") + total("records_rejected") > 0
+    assert total("records_accepted") == total("rows_accepted") == total("rows_stored")
+    assert not [sample for sample in metrics if 'reason="internal"' in sample]
+
+
+def test_every_dialect_has_cases_and_no_folder_is_forgotten() -> None:
+    assert {folder.parent.name for folder in FOLDERS} == {"loguro", "otlp"}
+    assert [path for path in CASES.glob("*/*") if path not in FOLDERS] == []
