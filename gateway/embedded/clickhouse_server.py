@@ -14,6 +14,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -58,6 +59,8 @@ REQUEST_LINE_BYTES_MAX = 16 << 20
 CHUNK_BYTES = 256 << 10
 PORT_WAIT_S = 5.0
 GRACE_S = 5.0
+
+LOOPBACK = re.compile(r"(|127\.0\.0\.1|localhost|\[::1\])(:\d+)?")
 
 NOT_SETTINGS = frozenset(
     (
@@ -217,6 +220,7 @@ class Interface:
         self._requests += 1
         try:
             refuse_above(self._requests)
+            refuse_foreign_pages(http)
             form = await read_form(http)
             request = sort_parameters(http, form)
             query_id = request.query_id
@@ -326,6 +330,15 @@ def renumber(body: bytes) -> bytes:
 def refuse_above(requests: int) -> None:
     if requests > REQUESTS_MAX:
         raise server_error(202, "Too many simultaneous queries", "TOO_MANY_SIMULTANEOUS_QUERIES")
+
+
+def refuse_foreign_pages(http: web.Request) -> None:
+    """Nobody has a password here, so a page in somebody's browser must not get in: by its origin, or by a
+    name of its own that it points to this machine."""
+    origin = http.headers.get("Origin")
+    hosts = [http.headers.get("Host", ""), "" if origin is None else origin.partition("://")[2] or origin]
+    if not all(LOOPBACK.fullmatch(host) for host in hosts):
+        raise server_error(497, "only this machine may ask: use the host 127.0.0.1 or localhost", "ACCESS_DENIED")
 
 
 async def read_form(http: web.Request) -> dict[str, str]:

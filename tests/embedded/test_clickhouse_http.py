@@ -232,6 +232,17 @@ async def test_get_may_only_read(curl: Curl, table: str) -> None:
     assert await curl.value("SELECT count() FROM own.t") == "0"
 
 
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "https://elsewhere.example"}, {"Origin": "null"}, {"Host": "a.example"}]
+)
+async def test_a_page_in_a_browser_gets_nothing(curl: Curl, headers: dict[str, str]) -> None:
+    reply = await curl("SELECT 'secret'", headers=headers)
+    assert (reply.status, reply.headers["X-ClickHouse-Exception-Code"]) == (403, "497")
+    assert b"secret" not in reply.body
+    allowed = await curl("SELECT 1", headers={"Origin": "http://localhost:3000"})
+    assert allowed.status == 200
+
+
 async def test_headers_describe_the_answer(curl: Curl) -> None:
     reply = await curl("SELECT number FROM numbers(10) FORMAT JSONEachRow", wait_end_of_query="1", session_id="s")
     assert reply.headers["X-ClickHouse-Format"] == "JSONEachRow"
@@ -249,8 +260,8 @@ async def test_an_insert_whose_sender_went_away_stores_nothing(
 ) -> None:
     port = int(clickhouse.url.rsplit(":", 1)[1])
     _, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = "POST /?query=INSERT%20INTO%20own.t%20FORMAT%20CSV HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n"
-    writer.write(head.encode() + b"1,x\n" * 500_000)
+    head = b"POST /?query=INSERT%20INTO%20own.t%20FORMAT%20CSV HTTP/1.1\r\nHost: localhost\r\n"
+    writer.write(head + b"Content-Length: 4000000\r\n\r\n" + b"1,x\n" * 500_000)
     await writer.drain()
     writer.close()
     await writer.wait_closed()
