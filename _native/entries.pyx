@@ -57,6 +57,8 @@ ctypedef struct entries_t:
     buffer_t key
     buffer_t work
     bint heartbeat
+    bint clamped
+    int64_t clamped_from
     # of the entry that is not acceptable
     size_t index
     bint in_array
@@ -84,7 +86,7 @@ cdef class EntryPlan:
         names = {}
         for i, (_, rules, _) in enumerate(outputs):
             self.output_count += 1
-            self.compile(&self.outputs[<int> i], self.layouts[i], rules, unknown, names)
+            self.compile(&self.outputs[<int> i], self.layouts[i], rules, unknown, names, self.sources[i][S_ATTRIBUTES])
 
     def __dealloc__(self):
         cdef int i
@@ -100,7 +102,8 @@ cdef class EntryPlan:
         to.size = len(encoded)
         return 0
 
-    cdef int compile(self, entry_output_t *output, tuple layout, rules, str unknown, dict names) except -1:
+    cdef int compile(self, entry_output_t *output, tuple layout, rules, str unknown, dict names,
+                     int attributes) except -1:
         cdef rule_t *rule
         cdef int number
         places = {name: place for place, (name, _) in enumerate(layout)}
@@ -111,7 +114,7 @@ cdef class EntryPlan:
         if output.rules == NULL or output.maps == NULL or output.ruled == NULL:
             raise MemoryError
         output.unknown = UNKNOWN_REJECT if unknown == "reject" else UNKNOWN_IGNORE
-        maps = []
+        maps = [attributes] if attributes >= 0 else []
         for path, kind, column, key in rules:
             kind, *flags = kind.split(" ")
             if kind not in RULE_KINDS or set(flags) - {"required", "nonempty"}:
@@ -145,10 +148,10 @@ cdef class EntryPlan:
                 raise ValueError(f"unknown members cannot go to {unknown}, a {types[unknown]}")
             output.unknown = places[unknown]
             maps.append(places[unknown])
-            output.ruled[<int> places[unknown]] = True
         elif unknown not in ("ignore", "reject") and len(self.layouts) == 1:
             raise ValueError(f"there is no column {unknown} for unknown members")
         for place in sorted(set(maps)):
+            output.ruled[<int> place] = True
             output.maps[output.map_count] = place
             output.map_count += 1
         return 0
@@ -268,10 +271,8 @@ cdef int entry_time(entries_t *e, output_t *output, rule_t *rule, json_value_t *
     """RFC 3339, or with ``time`` epoch seconds too; clamped, and then kept as an attribute."""
     cdef decoder_t *d = e.d
     cdef column_t *column = &output.columns[rule.column]
-    cdef column_t *map = output.source[S_ATTRIBUTES]
     cdef text_t text
     cdef int64_t sent = 0, time_ns
-    cdef uint8_t[32] digits
     cdef bint absent = value.type == 0 or value.type == 110
     if scalar_text(e, value, &text) < 0:
         return NO_MEMORY
@@ -290,22 +291,18 @@ cdef int entry_time(entries_t *e, output_t *output, rule_t *rule, json_value_t *
         time_ns = min(max(sent, d.time_min_ns), d.time_max_ns)
         if time_ns != sent:
             d.timestamps_clamped += d.counting
-            if map != NULL and map_is_open(e, output, map):
-                if map_key(map, b"weir.timestamp", 14) < 0:
-                    return NO_MEMORY
-                if append_sized_text(&map.data, digits, format_int64(sent, digits), SIZE_MAX) < 0:
-                    return NO_MEMORY
+            e.clamped = True
+            e.clamped_from = sent
     time_ns = time_ns // power_of_ten(9 - column.scale)
     return NO_MEMORY if column_append_fixed(column, <uint64_t> time_ns) < 0 else OK
 
 
-cdef bint map_is_open(entries_t *e, output_t *output, column_t *map) noexcept nogil:
-    cdef int i
-    cdef entry_output_t *plan = e.plan
-    for i in range(plan.map_count):
-        if &output.columns[plan.maps[i]] == map:
-            return True
-    return False
+cdef int keep_clamped(entries_t *e, column_t *map) noexcept nogil:
+    """The time as sent, as one more attribute, which wins over one of its name."""
+    cdef uint8_t[32] digits
+    if map_key(map, b"weir.timestamp", 14) < 0:
+        return NO_MEMORY
+    return append_sized_text(&map.data, digits, format_int64(e.clamped_from, digits), SIZE_MAX)
 
 
 cdef int entry_level(entries_t *e, output_t *output, rule_t *rule, json_value_t *value) noexcept nogil:
@@ -546,6 +543,7 @@ cdef int write_entry(entries_t *e, output_t *output) noexcept nogil:
     cdef column_t *column
     cdef int i, status
     e.heartbeat = False
+    e.clamped = False
     for i in range(plan.map_count):
         map_begin(&output.columns[plan.maps[i]])
     for i in range(plan.rule_count):
@@ -555,6 +553,8 @@ cdef int write_entry(entries_t *e, output_t *output) noexcept nogil:
     status = apply_unknown(e, output)
     if status < 0:
         return status
+    if e.clamped and output.source[S_ATTRIBUTES] != NULL and keep_clamped(e, output.source[S_ATTRIBUTES]) < 0:
+        return NO_MEMORY
     for i in range(plan.map_count):
         if map_end(&output.columns[plan.maps[i]]) < 0:
             return NO_MEMORY

@@ -92,6 +92,7 @@ cdef extern from "number.h" nogil:
     int parse_int64(const uint8_t *p, size_t n, int64_t *out)
     int parse_uint64(const uint8_t *p, size_t n, uint64_t *out)
     int parse_integral(const uint8_t *p, size_t n, int64_t *out)
+    int parse_whole(const uint8_t *p, size_t n, uint64_t *out)
 
 cdef extern from "time.h" nogil:
     int parse_rfc3339(const uint8_t *p, size_t n, int64_t *ns)

@@ -398,6 +398,14 @@ static inline int parse_integral(const uint8_t *p, size_t n, int64_t *out) {
     return signed_of_magnitude(magnitude, decimal.negative, out);
 }
 
+/* As parse_integral, for what must not be negative. */
+static inline int parse_whole(const uint8_t *p, size_t n, uint64_t *out) {
+    decimal_t decimal;
+    if (decimal_scan(p, n, &decimal) < 0 || decimal_whole(&decimal, 0, out) != DECIMAL_EXACT)
+        return -1;
+    return decimal.negative && *out ? -1 : 0;
+}
+
 #define DOUBLE_INFINITY (UINT64_C(0x7FF) << 52)
 
 /* The bits of the double nearest to w * 10^q, ties to even. */

@@ -324,10 +324,8 @@ cdef int write_number(transcoder_t *t, member_t *member, text_t *text, bint quot
             bits = bits_from_double(number)
         status = write_tag(t, member.number, FIXED64) | buffer_append(&t.out, &bits, 8)
     elif kind == J_UINT64:
-        if parse_uint64(text.p, text.size, &bits) < 0:
-            if parse_integral(text.p, text.size, &integer) < 0 or integer < 0:
-                return wrong_scalar(t, kind, at)
-            bits = <uint64_t> integer
+        if parse_uint64(text.p, text.size, &bits) < 0 and parse_whole(text.p, text.size, &bits) < 0:
+            return wrong_scalar(t, kind, at)
         status = write_tag(t, member.number, FIXED64) | buffer_append(&t.out, &bits, 8)
     else:
         if kind == J_SEVERITY and quoted:
