@@ -46,11 +46,13 @@ class Engine(Protocol):
 class Frames(FrameNumbers):
     """Frame numbers that remember what they gave."""
 
-    given: list[int]
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.given: list[int] = []
 
     def next(self) -> int:
         number = super().next()
-        self.given = [*getattr(self, "given", []), number]
+        self.given.append(number)
         return number
 
 
