@@ -4,6 +4,7 @@ NATIVE_DEBUG=1 builds it with invariant checks and without optimisation, for the
 """
 
 import os
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -12,7 +13,7 @@ debug = os.environ.get("NATIVE_DEBUG") == "1"
 extension = Extension(
     "gateway._native",
     ["_native/native.pyx"],
-    depends=sorted(f"_native/{name}" for name in os.listdir("_native") if not name.endswith(".c")),
+    depends=sorted(str(path) for path in Path("_native").iterdir() if path.suffix != ".c"),
     extra_compile_args=["-O1", "-g", "-DNATIVE_DEBUG"] if debug else ["-O3", "-g0", "-fno-plt"],
 )
 setup(

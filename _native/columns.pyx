@@ -196,6 +196,18 @@ cdef class Columns:
         return 0
 
 
+def block_checksum(data):
+    """The 16 bytes in front of a compressed frame, for what follows them."""
+    cdef Py_buffer view
+    cdef uint64_t[2] checksum
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        cityhash128(<const uint8_t *> view.buf, view.len, checksum)
+    finally:
+        PyBuffer_Release(&view)
+    return PyBytes_FromStringAndSize(<const char *> checksum, 16)
+
+
 cdef int append_frames(buffer_t *out, const uint8_t *data, size_t size, bint lz4) except -1:
     """Bytes in ClickHouse's compressed framing; a frame that does not shrink is stored as it is."""
     cdef size_t start, length

@@ -46,9 +46,11 @@ def otlp_request(records: int, seed: int = 1) -> ExportLogsServiceRequest:
         record = scope.log_records.add()
         record.time_unix_nano = NOW_NS + number * 1_000_003
         record.observed_time_unix_nano = record.time_unix_nano + 1_500
-        record.severity_number = draw.choice((5, 9, 9, 9, 13, 17))  # type: ignore[assignment]
+        record.severity_number = draw.choice((5, 9, 9, 9, 13, 17))
         record.severity_text = {5: "DEBUG", 9: "INFO", 13: "WARN", 17: "ERROR"}[record.severity_number]
-        words = " ".join(draw.choice(("order", "payment", "accepted", "card", "retry", "user", "token")) for _ in range(6))
+        words = " ".join(
+            draw.choice(("order", "payment", "accepted", "card", "retry", "user", "token")) for _ in range(6)
+        )
         record.body.string_value = f"{words} {draw.getrandbits(64):x}"
         record.trace_id = draw.randbytes(16)
         record.span_id = draw.randbytes(8)
@@ -72,13 +74,13 @@ def otlp_json(request: ExportLogsServiceRequest) -> bytes:
     """The same message as OTLP/JSON, as the exporters write it."""
 
     def value(any_value: AnyValue) -> dict[str, object]:
-        kind = any_value.WhichOneof("value")
-        return {
-            "string_value": lambda: {"stringValue": any_value.string_value},
-            "int_value": lambda: {"intValue": str(any_value.int_value)},
-            "double_value": lambda: {"doubleValue": any_value.double_value},
-            "bool_value": lambda: {"boolValue": any_value.bool_value},
-        }[str(kind)]()
+        values: dict[str, dict[str, object]] = {
+            "string_value": {"stringValue": any_value.string_value},
+            "int_value": {"intValue": str(any_value.int_value)},
+            "double_value": {"doubleValue": any_value.double_value},
+            "bool_value": {"boolValue": any_value.bool_value},
+        }
+        return values[str(any_value.WhichOneof("value"))]
 
     def attributes(pairs: object) -> list[dict[str, object]]:
         return [{"key": pair.key, "value": value(pair.value)} for pair in pairs]  # type: ignore[attr-defined]

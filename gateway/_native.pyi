@@ -46,12 +46,17 @@ class Columns:
     def clear(self) -> None: ...
     def native(self) -> builtins.bytes:
         """The rows as an uncompressed ClickHouse Native block."""
-    def cut(self, *, frame: int, frame_column: int = ..., row_column: int = ..., compression: str = ...) -> builtins.bytes:
+    def cut(
+        self, *, frame: int, frame_column: int = ..., row_column: int = ..., compression: str = ...
+    ) -> builtins.bytes:
         """The rows as a compressed Native block, identified by ``frame``; the columns are empty again.
 
         Writes ``frame`` into column ``frame_column`` and 0..rows-1 into ``row_column`` (-1: none).
         ``compression``: ``lz4`` or ``none``, in ClickHouse's block framing.
         """
+
+def block_checksum(data: Buffer) -> bytes:
+    """The 16 bytes in front of a compressed frame (CityHash128, version 1.0.2), for what follows them."""
 
 @final
 class Decoded:
@@ -79,9 +84,7 @@ class OtlpPlan:
     Every record is written to every output.
     """
 
-    def __init__(
-        self, outputs: Sequence[tuple[Sequence[tuple[str, str]], Mapping[str, str]]]
-    ) -> None: ...
+    def __init__(self, outputs: Sequence[tuple[Sequence[tuple[str, str]], Mapping[str, str]]]) -> None: ...
 
 @final
 class EntryPlan:
@@ -106,9 +109,7 @@ class EntryPlan:
 
     def __init__(
         self,
-        outputs: Sequence[
-            tuple[Sequence[tuple[str, str]], Sequence[tuple[str, str, str, str]], Mapping[str, str]]
-        ],
+        outputs: Sequence[tuple[Sequence[tuple[str, str]], Sequence[tuple[str, str, str, str]], Mapping[str, str]]],
         *,
         unknown: str = ...,
     ) -> None: ...

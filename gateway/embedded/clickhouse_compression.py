@@ -22,7 +22,7 @@ import lz4.block
 import lz4.frame
 import zstandard
 
-from gateway.embedded import cityhash
+from gateway._native import block_checksum
 
 BLOCK_BYTES_MAX = 1 << 30
 """ClickHouse refuses larger blocks too (DBMS_MAX_COMPRESSED_SIZE)."""
@@ -48,7 +48,7 @@ class Decoder(Protocol):
 
 
 class BlockDecoder:
-    """ClickHouse's block framing, checksums verified (see ``cityhash``). Holds at most one block."""
+    """ClickHouse's block framing, checksums verified. Holds at most one block."""
 
     def __init__(self) -> None:
         self._held = bytearray()
@@ -77,7 +77,7 @@ class BlockDecoder:
 
 def decode_block(block: bytes, method: int, plain_size: int) -> bytes:
     """One whole block, checksum first."""
-    if cityhash.AVAILABLE and cityhash.city_hash_128(block[CHECKSUM_BYTES:]) != block[:CHECKSUM_BYTES]:
+    if block_checksum(block[CHECKSUM_BYTES:]) != block[:CHECKSUM_BYTES]:
         raise Undecodable(40, "Checksum doesn't match: corrupted data in a compressed block")
     compressed = block[CHECKSUM_BYTES + HEADER.size :]
     try:
@@ -98,14 +98,12 @@ def decode_block(block: bytes, method: int, plain_size: int) -> bytes:
 
 def encode_blocks(plain: bytes) -> bytes:
     """The block framing, LZ4, in blocks of a mebibyte; Undecodable where its checksum cannot be computed."""
-    if not cityhash.AVAILABLE:
-        raise Undecodable(48, "compress=1 needs the package clickhouse-cityhash; Accept-Encoding works without it")
     out: list[bytes] = []
     for start in range(0, len(plain), BLOCK_BYTES_OUT):
         part = plain[start : start + BLOCK_BYTES_OUT]
         compressed = lz4.block.compress(part, store_size=False)
         block = HEADER.pack(METHOD_LZ4, HEADER.size + len(compressed), len(part)) + compressed
-        out += (cityhash.city_hash_128(block), block)
+        out += (block_checksum(block), block)
     return b"".join(out)
 
 

@@ -14,6 +14,7 @@ import aiohttp
 import clickhouse_connect
 import lz4.frame
 import pytest
+from clickhouse_cityhash.cityhash import CityHash128
 import zstandard
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
@@ -124,8 +125,7 @@ async def test_the_other_codecs_of_the_block_framing_are_accepted(curl: Curl, ta
 
 def city_hash(data: bytes) -> bytes:
     """The reference: the package that clickhouse-driver uses."""
-    module = pytest.importorskip("clickhouse_cityhash.cityhash")
-    number: int = module.CityHash128(data)
+    number: int = CityHash128(data)
     return struct.pack("<QQ", number >> 64, number & 0xFFFFFFFFFFFFFFFF)
 
 
