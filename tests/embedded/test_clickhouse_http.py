@@ -14,8 +14,8 @@ import aiohttp
 import clickhouse_connect
 import lz4.frame
 import pytest
-from clickhouse_cityhash.cityhash import CityHash128
 import zstandard
+from clickhouse_cityhash.cityhash import CityHash128
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 
