@@ -109,7 +109,7 @@ class Listener:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = cast(Connection, request.protocol)
         task = cast("asyncio.Task[object]", asyncio.current_task())
-        connection.begin(request.content)
+        connection.begin()
         self._requests.add(task)
         try:
             body = _Body(request)
@@ -139,7 +139,7 @@ class Listener:
 class Connection(web.RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_address", "_body", "_listener", "busy", "header_began_s")
+    __slots__ = ("_address", "_answered", "_last_body", "_listener", "busy", "header_began_s")
 
     def __init__(
         self, listener: Listener, server: web.Server, loop: asyncio.AbstractEventLoop, patience: Patience
@@ -155,7 +155,8 @@ class Connection(web.RequestHandler):
         )
         self._listener = listener
         self._address = ""
-        self._body: StreamReader | None = None
+        self._last_body: StreamReader | None = None
+        self._answered = 0
         self.busy = False
         self.header_began_s: float | None = None
 
@@ -179,21 +180,32 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if not self.busy and self.header_began_s is None:
             self.header_began_s = asyncio.get_running_loop().time()
+        before = self._last_body
         super().data_received(data)
+        if not self._messages:
+            return
+        self._last_body = self._messages[-1][1]
         # Behind a body that has not ended nothing can be queued but the news that its framing broke, which
         # aiohttp would tell the next request only, while this one waits for its body until it is too slow.
-        if self._body is not None and self._messages and not self._body.is_eof():
-            self._body.set_exception(web.RequestPayloadError("broken framing"))
+        if before is not None and not before.is_eof():
+            before.set_exception(web.RequestPayloadError("broken framing"))
 
-    def begin(self, body: StreamReader) -> None:
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's says None: always close at once
+        """The sender will send no more. One whose request is whole may still be waiting for its answer."""
+        waiting = self._request_count > self._answered
+        if not waiting or self._last_body is None or not self._last_body.is_eof():
+            return False
+        self.close()
+        return True
+
+    def begin(self) -> None:
         """A request's headers are here."""
-        self._body = body
         self.busy = True
         self.header_began_s = None
 
     def end(self) -> None:
         """It was answered."""
-        self._body = None
+        self._answered += 1
         self.busy = False
 
     def handle_error(

@@ -22,7 +22,9 @@ import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -46,6 +48,7 @@ ENCODERS: dict[str, Callable[[bytes], bytes]] = {
 }
 EDGES = {"{arrival}": 0, "{latest}": 3_600, "{oldest}": -(RETENTION_DAYS - 1) * 86_400}
 CHUNK = 7
+MUTATIONS = 400
 # The identity of a row is delivery's business, and different each time.
 _ROWS = """
 SELECT * EXCEPT (SpoolFrame, SpoolRow)
@@ -89,7 +92,12 @@ class Reply:
 
 
 def exchange(gateway: Gateway, head: str, body: bytes) -> Reply:
-    """One request on a connection of its own; all of it is written before the answer is read."""
+    """One request on a connection of its own, and its reply."""
+    return Reply(send(gateway, request_bytes(gateway, head, body)))
+
+
+def request_bytes(gateway: Gateway, head: str, body: bytes) -> bytes:
+    """A case's request as it goes over the wire."""
     for name, key in gateway.demo["keys"].items():
         head = head.replace("{" + name + "}", key)
     lowered = head.lower()
@@ -98,14 +106,20 @@ def exchange(gateway: Gateway, head: str, body: bytes) -> Reply:
         body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (*pieces, b""))
     elif "content-length" not in lowered and not lowered.startswith("get "):
         head += f"Content-Length: {len(body)}\n"
-    request = (head + "Connection: close\n\n").replace("\n", "\r\n").encode("latin-1") + body
+    return (head + "Connection: close\n\n").replace("\n", "\r\n").encode("latin-1") + body
+
+
+def send(gateway: Gateway, request: bytes, *, half_close: bool = False) -> bytes:
+    """All of it is written before the answer is read; what comes until the gateway closes."""
     host, _, port = gateway.ingest[0].rpartition(":")
-    with socket.create_connection((host, int(port)), WAIT_S) as connection:
+    received = b""
+    with socket.create_connection((host, int(port)), WAIT_S) as connection, suppress(ConnectionError):
         connection.sendall(request)
-        received = b""
+        if half_close:
+            connection.shutdown(socket.SHUT_WR)
         while piece := connection.recv(1 << 16):
             received += piece
-    return Reply(received)
+    return received
 
 
 def body_of(folder: Path) -> bytes:
@@ -176,8 +190,46 @@ def test_case(gateway: Gateway, folder: Path) -> None:
     assert rows == (json.loads(rows_path.read_text()) if rows_path.exists() else [])
 
 
+def test_no_mutation_of_a_request_fails_the_gateway(gateway: Gateway) -> None:
+    """Bytes flipped, cut, repeated, swapped: an answer below 500, or none where it is no whole request any more."""
+    samples = [folder for folder in FOLDERS if not (folder / "body.make.json").exists()]
+    statuses = set()
+    for seed in range(MUTATIONS):
+        random = Random(seed)
+        folder = random.choice(samples)
+        request = request_bytes(gateway, (folder / "request.http").read_text(), body_of(folder))
+        answer = send(gateway, mutated(request, random), half_close=True)
+        status = int(answer[9:12]) if answer else 0
+        assert status < 500, f"seed {seed}, {folder}: {answer!r}"
+        statuses.add(status)
+    assert {200, 202, 400} <= statuses
+    head, body, message = good_request(FOLDERS[0])
+    assert exchange(gateway, head, body).status in (200, 202)
+    assert message in [row["Body"] for row in stored_rows(gateway) if "Body" in row]
+
+
+def mutated(request: bytes, random: Random) -> bytes:
+    """The request with one to four changes; half of the time the head is left alone."""
+    start = random.choice((0, request.index(b"\r\n\r\n")))
+    data = bytearray(request)
+    for _ in range(random.randint(1, 4)):
+        at = random.randint(start, max(start, len(data) - 1))
+        length = random.randint(1, 16)
+        change = random.randrange(4)
+        if change == 0:
+            data[at : at + 1] = bytes((random.randrange(256),))
+        elif change == 1:
+            del data[at : at + length]
+        elif change == 2:
+            data[at:at] = data[at : at + length]
+        else:
+            data[at : at + length] = random.randbytes(length)
+    return bytes(data)
+
+
 def test_the_counts_add_up(gateway: Gateway) -> None:
     """Last in this file: whatever the cases did, every request ended one way and every record is accounted for."""
+    gateway.wait_until_stored()
     metrics = gateway.metrics()
 
     def total(name: str) -> float:

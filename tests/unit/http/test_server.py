@@ -203,6 +203,36 @@ async def test_a_sender_that_goes_away_while_sending_is_no_error_of_ours(caplog:
     assert not caplog.records
 
 
+async def test_a_sender_that_closes_its_half_still_gets_its_answer() -> None:
+    house = House()
+    async with serving(house) as address:
+        client = await Client.to(address)
+        client.send(f"{POST}Content-Length: 3\r\n\r\none")
+        client.writer.write_eof()
+        assert (await client.reply())[0] == 200
+        assert await client.closed() == b""
+        house.shelf.promise.kept.clear()
+        house.shelf.promise.waited_for.clear()
+        client = await Client.to(address)
+        client.send(f"{POST}Content-Length: 3\r\n\r\ntwo")
+        await asyncio.wait_for(house.shelf.promise.waited_for.wait(), WAIT_S)
+        client.writer.write_eof()
+        house.shelf.promise.kept.set()
+        assert (await client.reply())[0] == 200
+        assert await client.closed() == b""
+    assert house.shelf.texts == ["one", "two"]
+
+
+async def test_an_offer_to_upgrade_is_passed_over() -> None:
+    # As Java's own HTTP client makes it with every request.
+    upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk")
+    async with serving(House()) as address:
+        client = await Client.to(address)
+        for _ in range(3):
+            assert (await client.post(b"one", *upgrade))[0] == 200
+        client.close()
+
+
 async def test_slow_headers_are_cut_off_and_others_are_served_meanwhile() -> None:
     async with serving(House(limits=Limits(header_timeout_ms=200))) as address:
         slow, idle = await Client.to(address), await Client.to(address)
