@@ -218,6 +218,8 @@ async def serve(config: Config) -> bool:
         except TimeoutError:
             logger.error("stopping took longer than %d ms: ending without order", STOP_MS_MAX)  # noqa: TRY400
             return False
+    if starting.done() and not starting.cancelled() and not lost:
+        logger.info("stopped; everything accepted is in ClickHouse")
     return not lost
 
 

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CommandFailed, app.CannotStart, ControlError, DeliveryError, DataDirBusy, EngineFailed) as error:
         print(f"weir: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"weir: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        print(f"weir: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
     except KeyboardInterrupt:
         print("weir: interrupted", file=sys.stderr)
     return FAILED

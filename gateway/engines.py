@@ -46,21 +46,24 @@ class Engines:
             self.postgres = EmbeddedPostgres(directory.path)
 
     async def start(self) -> None:
-        """Starts what is ours, both at once: each takes about a second."""
-        async with asyncio.TaskGroup() as starting:
-            clickhouse = starting.create_task(self.clickhouse.start()) if self.clickhouse else None
-            postgres = starting.create_task(self.postgres.start()) if self.postgres else None
+        """Starts what is ours, both at once: each takes about a second. Raises EngineFailed."""
+        try:
+            async with asyncio.TaskGroup() as starting:
+                clickhouse = starting.create_task(self.clickhouse.start()) if self.clickhouse else None
+                postgres = starting.create_task(self.postgres.start()) if self.postgres else None
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
         if clickhouse:
             self.clickhouse_url = clickhouse.result()
         if postgres:
             self.postgres_dsn = postgres.result()
 
     async def stop(self) -> None:
-        """Stops what is ours. Also right after a ``start`` that failed."""
-        async with asyncio.TaskGroup() as stopping:
-            for engine in (self.clickhouse, self.postgres):
-                if engine:
-                    stopping.create_task(engine.stop())
+        """Stops what is ours, both at once. Also right after a ``start`` that failed."""
+        engines = [engine for engine in (self.clickhouse, self.postgres) if engine]
+        for outcome in await asyncio.gather(*(engine.stop() for engine in engines), return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 from tests.end_to_end.conftest import NewGateway
 from tests.end_to_end.gateway_process import GatewayProcess, poll
@@ -10,7 +11,8 @@ from tests.end_to_end.gateway_process import GatewayProcess, poll
 
 def borrowing(gateway: GatewayProcess, new_gateway: NewGateway, **environ: str) -> GatewayProcess:
     dsn = (gateway.data_dir / "postgres.dsn").read_text().strip()
-    return new_gateway("second", WEIR__CLICKHOUSE__URL=gateway.listen["clickhouse"], WEIR__POSTGRES__DSN=dsn, **environ)
+    engines = {"WEIR__CLICKHOUSE__URL": gateway.listen["clickhouse"], "WEIR__POSTGRES__DSN": dsn}
+    return new_gateway("second", **(engines | environ))
 
 
 def test_an_external_clickhouse_without_tables_is_named_and_migrated(
@@ -63,3 +65,44 @@ def test_a_wrong_postgres_is_refused_in_words(new_gateway: NewGateway) -> None:
     assert answer.returncode == 1
     assert answer.stderr.startswith("weir: ")
     assert "canary" not in answer.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_rows_wait_for_an_external_clickhouse_that_is_away_at_the_start(
+    gateway: GatewayProcess, new_gateway: NewGateway
+) -> None:
+    port = free_port()
+    second = borrowing(gateway, new_gateway, WEIR__CLICKHOUSE__URL=f"http://127.0.0.1:{port}").start()
+    assert second.request("/readyz", None, {}, at="admin")[0] == 200
+    assert second.post("/", b'{"message":"early"}', gateway.demo["keys"]["loguro"]) == 202
+    late = new_gateway("late", WEIR__CLICKHOUSE__EMBEDDED_PORT=str(port)).start()
+    assert late.listen["clickhouse"] == second.listen["clickhouse"]
+    # It may have met the server between its start and its tables; then the table is parked for up to 30 s.
+    poll(lambda: late.count("Body = 'early'") == 1, within_s=45, what="the row that waited is stored")
+
+
+def test_a_stop_that_must_lose_rows_says_how_many_and_fails(gateway: GatewayProcess, new_gateway: NewGateway) -> None:
+    away = f"http://127.0.0.1:{free_port()}"
+    second = borrowing(gateway, new_gateway, WEIR__CLICKHOUSE__URL=away, WEIR__SHUTDOWN__FLUSH_MS_MAX="300").start()
+    assert second.post("/batch", b'[{"message":"a"},{"message":"b"}]', gateway.demo["keys"]["loguro"]) == 202
+    code, seconds = second.stop()
+    assert (code, seconds < 10) == (1, True)
+    assert "2 rows" in second.log()
+
+
+def test_known_keys_outlive_a_restart_without_postgres(new_gateway: NewGateway) -> None:
+    first = new_gateway("first").start()
+    key = first.demo["keys"]["loguro"]
+    second = borrowing(first, new_gateway).start()
+    assert second.post("/", b'{"message":"with postgres"}', key) == 202
+    assert second.post("/", b"{}", "unknown") == 401
+    assert second.stop()[0] == 0
+    assert first.stop()[0] == 0
+    second.start()
+    assert second.post("/", b'{"message":"without postgres"}', key) == 202
+    assert second.post("/", b"{}", "unknown") == 503, "a 401 would tell a sender with a new key to drop"

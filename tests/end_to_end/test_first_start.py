@@ -12,7 +12,8 @@ import urllib.request
 
 import pytest
 
-from tests.end_to_end.gateway_process import GatewayProcess, poll
+from tests.end_to_end.conftest import NewGateway
+from tests.end_to_end.gateway_process import ROOT, GatewayProcess, poll
 
 
 def pasted(line: str) -> str:
@@ -39,6 +40,22 @@ def test_the_printed_lines_work_as_pasted_and_the_printed_query_shows_the_rows(g
         within_s=10,
         what="the printed query shows both records",
     )
+
+
+def test_the_lines_of_the_readme_work_as_pasted(gateway: GatewayProcess) -> None:
+    readme = (ROOT / "README.md").read_text()
+    listen = gateway.listen
+    for documented, real in (
+        ("127.0.0.1:8080", listen["ingest"][0]),
+        ("http://127.0.0.1:8123", listen["clickhouse"]),
+        ("$KEY", gateway.demo["keys"]["loguro"]),
+    ):
+        readme = readme.replace(documented, real)
+    otlp, loguro, query = re.findall(r"^curl .*$", readme, re.MULTILINE)
+    assert pasted(otlp).endswith("{}")
+    assert pasted(loguro).endswith('{"success":true,"status":"queued"}')
+    poll(lambda: gateway.count() >= 2, within_s=10, what="the rows are stored")
+    assert "Hello from" in pasted(query)
 
 
 def test_listen_json_says_where_it_listens(gateway: GatewayProcess) -> None:
@@ -120,6 +137,26 @@ def test_a_second_gateway_on_the_same_directory_is_refused(gateway: GatewayProce
     assert second.returncode == 1
     assert f"in use by process {gateway.pid}" in second.stderr
     assert gateway.post("/", b'{"message":"still here"}', gateway.demo["keys"]["loguro"]) == 202
+
+
+def test_an_address_that_is_taken_is_named(gateway: GatewayProcess, new_gateway: NewGateway) -> None:
+    taken = gateway.listen["ingest"][0]
+    refused = new_gateway("second", WEIR__INGEST__LISTEN=taken).command("serve")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith(f"weir: cannot listen on {taken}")
+    assert gateway.post("/", b'{"message":"still here"}', gateway.demo["keys"]["loguro"]) == 202
+
+
+def test_a_first_start_that_died_half_way_is_made_good(new_gateway: NewGateway) -> None:
+    gateway = new_gateway().start()
+    lost = gateway.demo["keys"]["loguro"]
+    assert gateway.stop()[0] == 0
+    (gateway.data_dir / "demo.json").write_text("{}")
+    gateway.start()
+    found = gateway.demo["keys"]["loguro"]
+    assert "curl" in gateway.told
+    assert gateway.post("/", b'{"message":"the new key"}', found) == 202
+    assert gateway.post("/", b'{"message":"a key nobody has seen"}', lost) == 401
 
 
 def test_migrating_beside_a_running_gateway_finds_everything_there(gateway: GatewayProcess) -> None:

@@ -137,3 +137,20 @@ def test_a_management_command_without_a_gateway_uses_the_same_keys(new_gateway: 
     gateway.start()
     assert not (gateway.data_dir / "demo.json").exists(), "a store with a project is no first start"
     assert gateway.post("/", b'{"message":"early"}', key["secret"]) == 202
+
+
+def test_a_stopping_gateway_says_so_and_goes_on_accepting_for_the_delay(new_gateway: NewGateway) -> None:
+    gateway = new_gateway(WEIR__SHUTDOWN__DELAY_MS="1500", WEIR__SHUTDOWN__FLUSH_MS_MAX="4000").start()
+    key = gateway.demo["keys"]["loguro"]
+    listen = gateway.listen
+    assert gateway.request("/readyz", None, {}, at="admin")[0] == 200
+    ended: list[tuple[int, float]] = []
+    stopping = threading.Thread(target=lambda: ended.append(gateway.stop()))
+    stopping.start()
+    poll(lambda: gateway.request("/readyz", None, {}, at="admin")[0] == 503, within_s=1, what="it is not ready")
+    assert gateway.listen == listen
+    assert gateway.post("/", b'{"message":"late, and accepted"}', key) == 202
+    stopping.join(20)
+    assert [code for code, _ in ended] == [0]
+    gateway.start()
+    assert gateway.count("Body = 'late, and accepted'") == 1
