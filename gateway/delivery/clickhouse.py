@@ -205,7 +205,7 @@ class _Client(ChClient):  # type: ignore[misc]
     @staticmethod
     @lru_cache(maxsize=256)
     def _check_insert_file_query(query: str) -> None:
-        if not query.endswith("base64Decode('"):  # half a statement of ours; the rest follows its data
+        if not query.endswith("base64Decode("):  # half a statement of ours; the rest follows its data
             ChClient._check_insert_file_query(query)
 
 
@@ -260,7 +260,8 @@ class ClickHouse:
         The server leaves out the rows that are there. The block goes as text in the statement, which an
         embedded engine takes as well (it cannot stream into ``input()``), and is kept out of its query log.
         """
-        literal = base64.b64encode(_uncompressed(block))
+        # The server puts a line break between the URL's part of a statement and the body's.
+        literal = b"'" + base64.b64encode(_uncompressed(block)) + b"'"
         settings = {
             "insert_deduplication_token": token,
             "param_frame": str(frame),
@@ -445,7 +446,7 @@ def _insert_absent_text(table: schema.Table, database: str) -> tuple[str, str]:
     target = f"`{database}`.`{table.name}`"
     stored = f"SELECT `{row}` FROM {target} WHERE `{frame}` = {{frame:UInt64}}"  # noqa: S608
     into = f"INSERT INTO {target} ({_names(table)}) SELECT {_names(table)} FROM "  # noqa: S608
-    return f"{into}format(Native, {layout}, base64Decode('", f"')) WHERE `{row}` NOT IN ({stored})"
+    return f"{into}format(Native, {layout}, base64Decode(", f")) WHERE `{row}` NOT IN ({stored})"
 
 
 @lru_cache(maxsize=256)

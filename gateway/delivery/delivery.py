@@ -72,7 +72,7 @@ class Delivery:
             table,
             self._open_columns,
             spare_max=self._settings.spare_columns_max,
-            spare_bytes_max=4 * self._settings.block_bytes,
+            spare_bytes_max=2 * self._settings.block_bytes,
         )
         for flusher in self._flushers:
             flusher.add_table(table)

@@ -247,21 +247,29 @@ class Flusher:
 
     async def _run(self) -> None:
         while True:
-            self._wake.clear()
-            now = self._clock()
-            while len(self._inserts) < self._settings.inserts_in_flight:
-                batch = self._next(now)
-                if batch is None:
-                    break
-                task = asyncio.create_task(self._send(batch))
-                self._inserts.add(task)
-                task.add_done_callback(self._inserts.discard)
-            due = self._due() if len(self._inserts) < self._settings.inserts_in_flight else None
             try:
-                async with asyncio.timeout(None if due is None else max(due - now, 0.001)):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+                await self._turn()
+            except Exception:  # A fault of ours must not stop a shard.
+                log.exception("flusher %d stumbled and goes on", self._ring.shard)
+                await asyncio.sleep(1.0)
+
+    async def _turn(self) -> None:
+        """Send what is due, then wait for more or for the next moment something is."""
+        self._wake.clear()
+        now = self._clock()
+        while len(self._inserts) < self._settings.inserts_in_flight:
+            batch = self._next(now)
+            if batch is None:
+                break
+            task = asyncio.create_task(self._send(batch))
+            self._inserts.add(task)
+            task.add_done_callback(self._inserts.discard)
+        due = self._due() if len(self._inserts) < self._settings.inserts_in_flight else None
+        try:
+            async with asyncio.timeout(None if due is None else max(due - now, 0.001)):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
 
     def _next(self, now: float) -> Batch | None:
         """The next batch to send; tables take turns."""
@@ -284,13 +292,14 @@ class Flusher:
     def _seal(self, queue: Queue, now: float) -> Batch | None:
         if not queue.rows or self._held(queue) or now < self._sealing(queue):
             return None
+        token = self._frames.token()
         blocks = queue.take(self._settings.batch_rows, self._settings.batch_bytes)
         rows = sum(block.rows for block in blocks)
         self._metrics.batch_rows.observe(rows, queue.table.name)
         return Batch(
             queue.table,
             blocks,
-            self._frames.token(),
+            token,
             rows,
             held_bytes=sum(block.held_bytes for block in blocks),
             since=min(block.since for block in blocks),

@@ -14,7 +14,7 @@ class Settings:
     """What all shards together may hold, from admission to stored; each has its equal part."""
     open_columns_max: int = 64
     """Open columns of a shard; one more and the oldest are cut at once."""
-    spare_columns_max: int = 16
+    spare_columns_max: int = 8
     """Cut columns of a table kept for reuse."""
     block_bytes: int = 256 << 10
     """Uncompressed; open columns are cut when they hold this much."""

@@ -20,7 +20,7 @@ from gateway.schema import Table
 from tests.delivery.things import THINGS, numbered, write
 from tests.support.proxy import Fault, Proxy
 
-PATIENCE_S = 8.0
+PATIENCE_S = 20.0
 
 SETTINGS: dict[str, Any] = {
     "shards": 1,

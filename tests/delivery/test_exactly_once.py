@@ -8,10 +8,13 @@ import os
 import random
 import signal
 import time
+from collections.abc import Sequence
 
 import pytest
 
+from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.flusher import Flusher
+from gateway.schema import Table
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import PATIENCE_S, Engine, Rig, answered, until, until_it
 from tests.delivery.things import THINGS, block, numbered, things
@@ -37,6 +40,20 @@ async def test_an_answer_lost_after_the_commit_stores_no_row_twice(plain: Rig) -
     await plain.flush()
     assert await plain.stored() == list(range(300))
     assert plain.outcomes() == {"ambiguous": 3, "stored": 1}
+
+
+async def test_with_a_new_token_for_each_attempt_they_are_doubled(plain: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The positive control: the test above can fail."""
+    insert = ClickHouse.insert
+
+    async def forgetful(self: ClickHouse, table: Table, blocks: Sequence[bytes], *, token: str) -> int | None:
+        return await insert(self, table, blocks, token=plain.frames.token())
+
+    monkeypatch.setattr(ClickHouse, "insert", forgetful)
+    plain.proxy.plan.extend([Fault("swallow")] * 3)
+    plain.send(range(300), days=3)
+    await plain.flush()
+    assert await plain.stored() == sorted([*range(300)] * 4)
 
 
 @pytest.mark.parametrize("at_byte", [1, 200, 700, 900, 1200])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ from gateway.delivery import frames as module
 from gateway.delivery.frames import EPOCH_BITS, FrameNumbers, SlotTaken
 
 
-def opened(directory: Path, count: int = 3, **options: int) -> tuple[list[int], list[str]]:
+def opened(
+    directory: Path, count: int = 3, *, slot: int = 0, mint: Callable[[], int] = lambda: secrets.randbits(64)
+) -> tuple[list[int], list[str]]:
     """Open, take some numbers and tokens, and close."""
-    frames = FrameNumbers(directory, **options)
+    frames = FrameNumbers(directory, slot=slot, mint=mint)
     try:
         return [frames.next() for _ in range(count)], [frames.token() for _ in range(count)]
     finally:
@@ -69,9 +73,9 @@ def test_a_damaged_file_costs_an_identity_and_no_number(tmp_path: Path, file: st
 
 def test_a_lost_identity_is_minted_with_another_number(tmp_path: Path) -> None:
     minted = iter([7, 7 | 1 << 40, 8])
-    first, _ = opened(tmp_path, mint=lambda: next(minted))  # type: ignore[arg-type]
+    first, _ = opened(tmp_path, mint=lambda: next(minted))
     (tmp_path / "gateway").unlink()
-    second, _ = opened(tmp_path, mint=lambda: next(minted))  # type: ignore[arg-type]
+    second, _ = opened(tmp_path, mint=lambda: next(minted))
     assert (first[0] >> 50, second[0] >> 50) == (7, 8)
 
 
