@@ -11,11 +11,10 @@ import asyncio
 import logging
 import re
 import time
-import traceback
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import Protocol
 
 from gateway.config import Limits
@@ -25,9 +24,10 @@ from gateway.http import body
 from gateway.http.admission import Admission
 from gateway.http.body import Deadlines, Incoming
 from gateway.http.routes import Route
+from gateway.http.surprise import without_its_text
 from gateway.metrics import Metrics
 
-log = logging.getLogger("weir.http")
+log = logging.getLogger(__name__)
 
 _MOVED_ROWS_LIVE_S = 86_400
 """A row older than the retention is moved to where it has this long to be seen: at the very edge it would be
@@ -93,7 +93,7 @@ class Ingest:
     retention_s: float
     now_ns: Callable[[], int] = time.time_ns
     monotonic_s: Callable[[], float] = time.monotonic
-    mint_request_id: Callable[[], str] = lambda: uuid.uuid4().hex
+    mint_request_id: Callable[[], str] = lambda: token_hex(16)
 
 
 async def ingest(
@@ -206,14 +206,8 @@ def _refusal(house: Ingest, dialect: Dialect, request: Request, error: WeirError
 
 
 def _failed(surprise: Exception, dialect: Dialect, request: Request) -> Failed:
-    # The exception's own text may quote the request, so only its type and where it came from are logged.
     log.error(
         "a request failed for a reason nobody foresaw",
-        extra={
-            "request_id": request.request_id,
-            "dialect": dialect.name,
-            "exception_type": type(surprise).__qualname__,
-            "stack": "".join(traceback.format_tb(surprise.__traceback__)),
-        },
+        extra={"request_id": request.request_id, "dialect": dialect.name, **without_its_text(surprise)},
     )
     return Failed("the gateway could not take this request: send it again later", retry_after_s=1)

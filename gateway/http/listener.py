@@ -22,8 +22,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.dialects.dialect import Reply
 from gateway.errors import Malformed, SenderError
 from gateway.http.body import Disconnected, Incoming
+from gateway.http.surprise import without_its_text
 
-log = logging.getLogger("weir.http")
+log = logging.getLogger(__name__)
 
 _READ_BYTES = 256 << 10
 _BACKLOG = 1024
@@ -117,8 +118,10 @@ class Listener:
             response = _response(reply)
             if self._stopping or body.broken:
                 response.force_close()
-            await response.prepare(request)
-            await response.write_eof()
+            # A sender that has gone misses its answer, and that is all.
+            with suppress(ConnectionError):
+                await response.prepare(request)
+                await response.write_eof()
             if reply.status != HTTPStatus.REQUEST_TIMEOUT:
                 await body.drain()
             return response
@@ -178,7 +181,7 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self.busy and self.header_began_s is None:
+        if data and not self.busy and self.header_began_s is None:
             self.header_began_s = asyncio.get_running_loop().time()
         before = self._last_body
         super().data_received(data)
@@ -215,11 +218,22 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What is not HTTP: 400 and close. Nothing of it is logged or repeated; it may hold a key."""
-        error = "this is not a valid HTTP/1.1 request: the connection is closed"
-        response = _response(Reply(400, msgspec.json.encode({"error": error}), "application/json"))
+        """400 for what is not HTTP, 503 for a failure of ours, and the connection is closed.
+
+        Nothing of the request is logged or repeated, nor an exception's text: either may hold a key.
+        """
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR or exc is None:
+            reply = _error(400, "this is not a valid HTTP/1.1 request: the connection is closed")
+        else:
+            log.error("a request could not be answered", extra=without_its_text(exc))
+            reply = _error(503, "the gateway could not take this request: send it again later", ("Retry-After", "1"))
+        response = _response(reply)
         response.force_close()
         return response
+
+
+def _error(status: int, text: str, *headers: tuple[str, str]) -> Reply:
+    return Reply(status, msgspec.json.encode({"error": text}), "application/json", headers)
 
 
 class _Body:

@@ -101,7 +101,7 @@ async def test_an_unexpected_exception_is_503_in_the_dialects_words_and_quotes_n
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     house = House()
-    with caplog.at_level(logging.DEBUG, logger="weir.http"):
+    with caplog.at_level(logging.DEBUG):
         reply = await tell(house, b"one\nboom", {**GOOD, "x-request-id": "abc"})
     assert reply.status == 503
     assert header(reply, "Retry-After") == "1"

@@ -223,6 +223,37 @@ async def test_a_sender_that_closes_its_half_still_gets_its_answer() -> None:
     assert house.shelf.texts == ["one", "two"]
 
 
+async def test_a_bug_outside_the_story_is_503_and_quotes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def claims(key: str | None) -> bool:
+        raise RuntimeError(f"a bug with {key}")
+
+    house = House()
+    async with serving(house, lines(claims=claims)) as address:
+        client = await Client.to(address)
+        status, headers, body = await client.post(b"one")
+        assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+        assert KEY.encode() not in body
+    [record] = caplog.records
+    assert vars(record)["exception_type"] == "RuntimeError"
+    assert f"a bug with {KEY}" not in str(vars(record))
+
+
+async def test_a_sender_that_does_not_wait_for_its_answer_is_no_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    house = House()
+    house.shelf.promise.kept.clear()
+    async with serving(house) as address:
+        client = await Client.to(address)
+        client.send(f"{POST}Content-Length: 3\r\n\r\none")
+        await asyncio.wait_for(house.shelf.promise.waited_for.wait(), WAIT_S)
+        client.writer.transport.abort()
+        # The server has seen it go when the next connection is served.
+        house.shelf.promise.kept.set()
+        other = await Client.to(address)
+        assert (await other.post(b"two"))[0] == 200
+    assert house.shelf.texts == ["one", "two"]
+    assert not caplog.records
+
+
 async def test_an_offer_to_upgrade_is_passed_over() -> None:
     # As Java's own HTTP client makes it with every request.
     upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk")
