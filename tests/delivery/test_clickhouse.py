@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest_asyncio
 from aiochclient import ChClient
 
 from gateway import schema
+from gateway._native import Columns, EntryPlan, entries
 from gateway.delivery.clickhouse import CODES, Ambiguous, Busy, ClickHouse, DeliveryError, Operator, Poison
 from tests.delivery.rig import Engine, answered
-from tests.delivery.things import THINGS, block, numbered
+from tests.delivery.things import NOON_NS, THINGS, block, numbered
 from tests.support.proxy import Fault, Proxy
 
 
@@ -96,6 +98,24 @@ async def test_of_a_block_only_absent_rows_are_inserted(clickhouse: ClickHouse) 
         await clickhouse.insert_absent(THINGS, block(some, 9), frame=9, token=token)
     rows = await clickhouse.query(f"SELECT SpoolRow AS r FROM `{clickhouse.database}`.things ORDER BY r")
     assert [row["r"] for row in rows] == list(range(1000))
+
+
+async def test_maps_and_low_cardinality_survive_that_way_too(clickhouse: ClickHouse) -> None:
+    table = schema.OTEL_LOGS
+    await clickhouse.create_tables([table], retention_days=0)
+    rules = [("service", "text", "ServiceName", ""), ("body", "text", "Body", "")]
+    plan = EntryPlan([(table.layout, rules, {"Timestamp": "time"})], unknown="LogAttributes")
+    columns = Columns(table.layout)
+    records = [{"service": f"s{n % 3}", "body": f"b{n}", "a": "'\\\0", f"k{n % 7}": str(n)} for n in range(500)]
+    entries(json.dumps(records).encode(), plan, [columns], constants={}, arrival_ns=NOON_NS)
+    layout = [name for name, _ in table.layout]
+    data = columns.cut(frame=3, frame_column=layout.index("SpoolFrame"), row_column=layout.index("SpoolRow"))
+    await clickhouse.insert_absent(table, data, frame=3, token="absent")
+    rows = await clickhouse.query(
+        f"SELECT ServiceName AS service, Body AS body, LogAttributes AS a FROM `{clickhouse.database}`.otel_logs"
+        " ORDER BY SpoolRow"
+    )
+    assert rows == [{"service": record.pop("service"), "body": record.pop("body"), "a": record} for record in records]
 
 
 async def test_a_damaged_block_is_poison_and_its_rows_are_not_quoted(clickhouse: ClickHouse) -> None:
