@@ -66,7 +66,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         running.query("CREATE TABLE seen_frames (SpoolFrame UInt64) ENGINE = MergeTree ORDER BY SpoolFrame")
         yield running
     finally:
-        assert running.stop() == 0
+        exit_code = running.stop()
+    assert exit_code == 0
 
 
 class Reply:
