@@ -1,0 +1,1 @@
+"""The front door: the only rooms that know aiohttp.web."""
