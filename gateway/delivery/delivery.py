@@ -95,7 +95,8 @@ class Delivery:
     async def flush(self) -> None:
         """Return when everything accepted before the call is stored, however long that takes."""
         for ring in self._rings:
-            ring.cut()
+            while not ring.cut():  # noqa: ASYNC110 - a disk without room tells nobody when it has some
+                await asyncio.sleep(self._settings.block_age_ms / 1000)
         await asyncio.gather(*(flusher.flush() for flusher in self._flushers))
 
     async def stop(self, deadline_s: float) -> dict[str, int]:

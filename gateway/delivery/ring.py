@@ -261,9 +261,9 @@ class Ring:
         self.rows[table] -= rows
         self._drain.add(held_bytes)
 
-    def cut(self) -> None:
-        """Cut all open columns into blocks."""
-        self._cut_safely(list(self._open.values()))
+    def cut(self) -> bool:
+        """Cut all open columns into blocks; false when some could not be, which is logged."""
+        return self._cut_safely(list(self._open.values()))
 
     def stop(self) -> None:
         """Cut what is open and stop the timer."""
@@ -323,14 +323,17 @@ class Ring:
         if self._open:
             self._start_timer()
 
-    def _cut_safely(self, opened: list[_Open]) -> None:
+    def _cut_safely(self, opened: list[_Open]) -> bool:
         """Cut; where that fails the rows, which are accepted, stay in their columns for the next turn."""
+        whole = True
         for each in opened:
             try:
                 if not each.held:
                     self._cut(each)
             except Exception:
                 log.exception("shard %d: columns of %s could not be cut; kept", self.shard, each.stock.name)
+                whole = False
+        return whole
 
     def _refusal(self, wanted: int, *, extra: int) -> Overloaded | TooLarge:
         if wanted > self.bytes_max:
