@@ -13,10 +13,12 @@
     |   +-- TooLarge              413  over a size limit, on the wire or once decompressed or decoded
     |   +-- UnsupportedMedia      415  a content type or encoding this path does not take
     |   +-- RateLimited           429  too many requests with this key
+    |   +-- Disconnected               the sender went away; nobody is left to read a reply
     +-- GatewayError            our side; the sender should send the same again later
         +-- Overloaded            503  buffers are full
         +-- Draining              503  this process is shutting down
         +-- KeysUnavailable       503  the key is not known and the key store is away: never a 401
+        +-- Failed                503  what nobody foresaw; not 500, because senders drop on 500
 
 Every error has two texts: ``str(error)`` is for the sender (where, and what to change) and
 ``error.log`` is for our log. Neither ever holds a key or a body. A dialect turns an error into its
@@ -145,6 +147,12 @@ class RateLimited(SenderError):
     retryable = True
 
 
+class Disconnected(SenderError):
+    """The sender went away before its body was here. Nobody is left to read the reply."""
+
+    reason = "disconnected"
+
+
 class GatewayError(WeirError):
     """Our side: the sender should send the same again later."""
 
@@ -169,3 +177,9 @@ class KeysUnavailable(GatewayError):
     """The key is not known here and the key store cannot be asked. Never a 401: senders drop on 401."""
 
     reason = "keys_unavailable"
+
+
+class Failed(GatewayError):
+    """Something that nobody foresaw. 503: senders drop what was answered with 500."""
+
+    reason = "internal"

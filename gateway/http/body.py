@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import zstandard
 from isal import isal_zlib
 
-from gateway.errors import Malformed, SenderError, TooLarge, TooSlow, UnsupportedMedia
+from gateway.errors import Malformed, TooLarge, TooSlow, UnsupportedMedia
 
 GZIP_MEMBERS_MAX = 16
 """Members of a gzip body, and frames of a zstd body: each costs a set-up that its few bytes do not pay for."""
@@ -28,12 +28,6 @@ _STEP_IN = 64 << 10
 # A zstd block of four bytes may stand for 128 KiB and zstandard has no cap on a step's output, so
 # what goes in at a time bounds what comes out: 128 blocks, 16 MiB.
 _ZSTD_STEP_IN = 512
-
-
-class Disconnected(SenderError):
-    """The sender went away before its body was here. Nobody is left to read the reply."""
-
-    reason = "disconnected"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from gateway.config import Limits
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows
-from gateway.errors import Draining, GatewayError, WeirError
+from gateway.errors import Draining, Failed, WeirError
 from gateway.http import body
 from gateway.http.admission import Admission
 from gateway.http.body import Deadlines, Incoming
@@ -73,12 +73,6 @@ class Delivery(Protocol):
     def rows(self, project_id: str, expected_bytes: int) -> AbstractContextManager[OpenRows]:
         """Raises Overloaded when ``expected_bytes`` do not fit."""
         ...
-
-
-class Failed(GatewayError):
-    """Something that nobody foresaw. 503: senders drop what was answered with 500."""
-
-    reason = "internal"
 
 
 @dataclass(frozen=True, slots=True)

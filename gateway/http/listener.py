@@ -20,8 +20,8 @@ from aiohttp import StreamReader, http_parser, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.dialects.dialect import Reply
-from gateway.errors import Malformed, SenderError
-from gateway.http.body import Disconnected, Incoming
+from gateway.errors import Disconnected, Malformed, SenderError
+from gateway.http.body import Incoming
 from gateway.http.surprise import without_its_text
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ import pytest
 
 from gateway.config import Limits
 from gateway.dialects.dialect import Dialect, Reply, Request
-from gateway.errors import Draining, GatewayError, Malformed, Overloaded
-from gateway.http.body import Disconnected, Incoming
+from gateway.errors import Disconnected, Draining, GatewayError, Malformed, Overloaded
+from gateway.http.body import Incoming
 from gateway.http.ingest import ingest
 from gateway.http.routes import Routes
 from tests.unit.http.fakes import KEY, House, incoming, lines
