@@ -101,6 +101,8 @@ class App:
         parts.callback(directory.forget_addresses)
         if engines.postgres:
             directory.write(directory.dsn, engines.postgres_dsn + "\n")
+        if first:
+            demo.keep(first, directory)
         directory.write(directory.listen, json.dumps(self.listen) + "\n", mode=0o644)
         self._not_ready = ""
         told = demo.banner(self.listen, directory, database=config.clickhouse.database)
@@ -195,11 +197,13 @@ class App:
 
 
 async def serve(config: Config) -> bool:
-    """Runs a gateway until SIGTERM or SIGINT; true when it stopped in order and nothing was lost."""
+    """Runs a gateway until SIGTERM, SIGINT or SIGHUP; true when it stopped in order and nothing was lost."""
     loop = asyncio.get_running_loop()
     asked_to_stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked_to_stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # A terminal that is closed hangs up; under nohup that is to be ignored.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, asked_to_stop.set)
     app = App(config)
     starting = asyncio.create_task(app.start())
     waiting = asyncio.create_task(asked_to_stop.wait())

@@ -1,8 +1,8 @@
 """The first start: a project with a key for each dialect, and the lines to try them with.
 
 Made when Weir runs its own Postgres and that has no project yet. The secrets are printed once and
-kept in ``demo.json`` (0600); the control store has their digests only. Should the process die half
-way, the file says so and the next start begins again with fresh keys.
+kept in ``demo.json`` (0600); the control store has their digests only. Should the start fail before
+they could be printed, the file says so, and the next start begins again with fresh keys.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ EXAMPLES: Mapping[str, tuple[str, str, str, str]] = {
 
 
 async def create(store: ControlStore, directory: DataDir, admin_token: str) -> dict[str, Any] | None:
-    """The demo project's secrets when this is the first start, else None."""
+    """The demo project's secrets when this is the first start, else None. ``keep`` comes when they are printed."""
     begun = directory.read_json(directory.demo)
     projects = await store.list_projects()
     project = next((project for project in projects if project.slug == SLUG), None)
@@ -61,9 +61,12 @@ async def create(store: ControlStore, directory: DataDir, admin_token: str) -> d
     for name, kind, dialect, origins in KEYS:
         _, keys[name] = await store.create_key(SLUG, kind=kind, dialect=dialect, name=f"demo {name}", origins=origins)
     _, pat = await store.create_pat("demo")
-    demo = {"project": SLUG, "project_id": str(project.id), "keys": keys, "pat": pat, "admin_token": admin_token}
+    return {"project": SLUG, "project_id": project.id, "keys": keys, "pat": pat, "admin_token": admin_token}
+
+
+def keep(demo: Mapping[str, Any], directory: DataDir) -> None:
+    """Writes ``demo.json``: from now on this was the first start."""
     directory.write(directory.demo, json.dumps(demo, indent=2) + "\n")
-    return demo
 
 
 def banner(listen: Mapping[str, Any], directory: DataDir, *, database: str) -> str:

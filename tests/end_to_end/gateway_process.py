@@ -46,13 +46,19 @@ class GatewayProcess:
         self._out = data_dir.with_name(f"{data_dir.name}.out")
         self._log = data_dir.with_name(f"{data_dir.name}.log")
 
-    def start(self) -> GatewayProcess:
-        """Starts it and waits until it is ready."""
+    def launch(self) -> GatewayProcess:
+        """Starts it."""
         with self._out.open("wb") as out, self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gateway", "serve"], env=self.environ, stdout=out, stderr=log, cwd=ROOT
             )
+        return self
+
+    def start(self) -> GatewayProcess:
+        """Starts it and waits until it is ready."""
+        self.launch()
         poll(self._ready_or_ended, within_s=START_S, what=f"the gateway is ready; its log: {self.log()}")
+        assert self._process
         assert self._process.poll() is None, self.log()
         return self
 

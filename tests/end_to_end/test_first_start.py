@@ -139,12 +139,20 @@ def test_a_second_gateway_on_the_same_directory_is_refused(gateway: GatewayProce
     assert gateway.post("/", b'{"message":"still here"}', gateway.demo["keys"]["loguro"]) == 202
 
 
-def test_an_address_that_is_taken_is_named(gateway: GatewayProcess, new_gateway: NewGateway) -> None:
+def test_an_address_that_is_taken_is_named_and_the_next_start_is_still_the_first(
+    gateway: GatewayProcess, new_gateway: NewGateway
+) -> None:
     taken = gateway.listen["ingest"][0]
-    refused = new_gateway("second", WEIR__INGEST__LISTEN=taken).command("serve")
+    second = new_gateway("second", WEIR__INGEST__LISTEN=taken)
+    refused = second.command("serve")
     assert refused.returncode == 1
     assert refused.stderr.splitlines()[-1].startswith(f"weir: cannot listen on {taken}")
+    assert refused.stdout == ""
     assert gateway.post("/", b'{"message":"still here"}', gateway.demo["keys"]["loguro"]) == 202
+    second.environ["WEIR__INGEST__LISTEN"] = "127.0.0.1:0"
+    second.start()
+    assert "curl" in second.told, "nobody has seen the keys yet"
+    assert second.post("/", b'{"message":"at last"}', second.demo["keys"]["loguro"]) == 202
 
 
 def test_a_first_start_that_died_half_way_is_made_good(new_gateway: NewGateway) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,11 @@ def stored_ids(gateway: GatewayProcess) -> list[str]:
     return [row["id"] for row in gateway.query("SELECT LogAttributes['id'] AS id FROM otel_logs WHERE Body = 'load'")]
 
 
+def still_running(below: Mapping[int, str]) -> dict[int, str]:
+    """Those of ``below`` that have not ended, as they are called now."""
+    return {pid: called for pid in below if (called := command_line(pid))}
+
+
 def assert_stored_once(gateway: GatewayProcess, accepted: list[str]) -> None:
     """Every accepted record is there and none twice. One without an answer may be there as well."""
     found = stored_ids(gateway)
@@ -64,7 +70,7 @@ def assert_stored_once(gateway: GatewayProcess, accepted: list[str]) -> None:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_under_load_loses_nothing_and_leaves_no_process(new_gateway: NewGateway, number: signal.Signals) -> None:
     gateway = new_gateway().start()
     demo = gateway.demo
@@ -78,7 +84,7 @@ def test_a_stop_under_load_loses_nothing_and_leaves_no_process(new_gateway: NewG
         load.stop()
     assert code == 0, gateway.log()
     assert seconds < 10
-    assert {pid: called for pid, called in below.items() if command_line(pid) == called} == {}
+    assert still_running(below) == {}
     assert not (gateway.data_dir / "listen.json").exists()
     assert not (gateway.data_dir / "postgres.dsn").exists()
 
@@ -118,11 +124,7 @@ def test_a_killed_gateway_takes_its_engines_with_it_and_the_next_one_starts(new_
     poll(lambda: gateway.count() == 1, within_s=10, what="it is stored")
     below = gateway.descendants()
     gateway.kill()
-    poll(
-        lambda: not any(command_line(pid) == called for pid, called in below.items()),
-        within_s=20,
-        what="its engines are gone",
-    )
+    poll(lambda: not still_running(below), within_s=20, what="its engines are gone")
     (gateway.data_dir / "listen.json").unlink()  # what it could not remove must not be taken for the next one's
     gateway.start()
     assert gateway.count() == 1
@@ -154,3 +156,14 @@ def test_a_stopping_gateway_says_so_and_goes_on_accepting_for_the_delay(new_gate
     assert [code for code, _ in ended] == [0]
     gateway.start()
     assert gateway.count("Body = 'late, and accepted'") == 1
+
+
+@pytest.mark.parametrize("engines", [1, 2, 3])
+def test_a_stop_while_it_is_starting_leaves_no_process(new_gateway: NewGateway, engines: int) -> None:
+    gateway = new_gateway().launch()
+    below = poll(lambda: len(found := gateway.descendants()) >= engines and found, within_s=20, what="it is starting")
+    code, seconds = gateway.stop()
+    assert (code, seconds < 10) == (0, True), gateway.log()
+    assert still_running(below) == {}
+    gateway.start()
+    assert gateway.post("/", b'{"message":"after"}', gateway.demo["keys"]["loguro"]) == 202
