@@ -109,8 +109,6 @@ class Scan:
     """Encoded length of each LogRecord, in order."""
     message_depth: int = 0
     group_depth: int = 0
-    overlong: bool = False
-    """A tag or a length took more than five bytes: allowed by our rules, refused by upb."""
     broken: bool = False
 
 
@@ -135,7 +133,6 @@ def _walk(body: bytes, seen: Scan) -> None:
             opened.pop()
             continue
         tag, length = _varint(body, at, end)
-        seen.overlong |= length > 5
         at += length
         number, wire = tag >> 3, tag & 7
         if not 1 <= number < 1 << 29 or wire > 5 or (wire == 4 and number != kind):
@@ -146,7 +143,6 @@ def _walk(body: bytes, seen: Scan) -> None:
             at += 8 if wire == 1 else 4
         elif wire == 2:
             size, length = _varint(body, at, end)
-            seen.overlong |= length > 5
             at += length
             child = None if isinstance(kind, int) else kind.fields_by_number.get(number)
             if child is not None and child.message_type is not None and at + size <= end:
@@ -180,13 +176,13 @@ def _varint(body: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def oracle_silent(body: bytes) -> bool:
-    """Whether upb cannot tell what our rules say of this body, so that anything but a crash is right.
+    """Whether the oracle cannot be asked about this body, so that anything but a crash is right.
 
-    So it is for tags and lengths of six to ten bytes, which upb refuses; and for a body broken below
-    more than a hundred messages, where a decoder that rejected the record need not look any further.
+    So it is for one broken below more than a hundred messages, where every other decoder has given
+    up and one that rejected the record need not look any further.
     """
     seen = scan(body)
-    return seen.overlong or (seen.broken and seen.message_depth > UPB_DEPTH_MAX)
+    return seen.broken and seen.message_depth > UPB_DEPTH_MAX
 
 
 # Messages to rows.
@@ -423,7 +419,8 @@ def ticks(time_ns: int, type_: str) -> int:
     """A time in the unit of a column's type."""
     match = re.search(r"DateTime64\((\d)", type_)
     if match:
-        return time_ns // 10 ** (9 - int(match[1]))
+        unit_ns: int = 10 ** (9 - int(match[1]))
+        return time_ns // unit_ns
     return time_ns // 1_000_000_000 // (1 if "DateTime" in type_ else 86_400)
 
 

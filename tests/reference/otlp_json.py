@@ -58,11 +58,14 @@ def _fill(target: Any, value: Any, path: str, members: Mapping[str, Fill]) -> No
     if not isinstance(value, Members):
         raise Malformed(f"{path or 'the document'} must be an object")
     last: dict[str, tuple[str, Any]] = {}
-    for name, inner in value.items():
+    for name, inner in value.sent:
         field = _FIELD_NAMES.get(name, name)
         if field in members:
             last.pop(field, None)
             last[field] = (name, inner)
+            if inner is not None:
+                # One that loses must be of the right type all the same.
+                members[field](type(target)(), inner, f"{path}.{name}")
     for field, (name, inner) in last.items():
         if inner is not None:
             members[field](target, inner, f"{path}.{name}")

@@ -1,6 +1,6 @@
 """JSON by the standard library, held to RFC 8259 and to our rules: what stays of a document is its text.
 
-Numbers keep their digits, of duplicate members the last one stays at its own place, lone surrogates
+Numbers keep their digits, of duplicate members the last one counts at its own place, lone surrogates
 and bytes that are no UTF-8 become U+FFFD.
 """
 
@@ -25,7 +25,14 @@ class Number(str):
 
 
 class Members(dict[str, Any]):
-    """A JSON object."""
+    """A JSON object: of duplicates the last one. ``sent`` holds all its members, in order."""
+
+    def __init__(self, sent: list[tuple[str, Any]]) -> None:
+        super().__init__()
+        self.sent = sent
+        for name, value in sent:
+            self.pop(name, None)
+            self[name] = value
 
 
 def parse(body: bytes, *, nesting_max: int, nan_literals: bool = False) -> Any:
@@ -41,7 +48,7 @@ def parse(body: bytes, *, nesting_max: int, nan_literals: bool = False) -> Any:
 
     try:
         value = json.loads(
-            document, object_pairs_hook=_members, parse_int=Number, parse_float=Number, parse_constant=literal
+            document, object_pairs_hook=Members, parse_int=Number, parse_float=Number, parse_constant=literal
         )
     except ValueError as error:
         raise Malformed("not JSON") from error
@@ -53,6 +60,8 @@ def exact(digits: str) -> Fraction | None:
     match = NUMBER.fullmatch(digits)
     assert match is not None
     whole, fraction, exponent = match[1], match[2] or "", match[3] or "0"
+    if not (whole + fraction).strip("-0"):
+        return Fraction(0)
     if len(exponent) > 5 or len(whole) + len(fraction) > 4000:
         return None
     return Fraction(int(whole + fraction)) * Fraction(10) ** (int(exponent) - len(fraction))
@@ -70,19 +79,10 @@ def nesting(document: str) -> int:
     return deepest
 
 
-def _members(pairs: list[tuple[str, Any]]) -> Members:
-    # Keys are repaired before they are compared.
-    members = Members()
-    for key, value in pairs:
-        key = _SURROGATE.sub("\ufffd", key)
-        members.pop(key, None)
-        members[key] = value
-    return members
-
-
 def _repaired(value: Any) -> Any:
+    # Names are repaired before they are compared.
     if isinstance(value, Members):
-        return Members((key, _repaired(inner)) for key, inner in value.items())
+        return Members([(_SURROGATE.sub("\ufffd", name), _repaired(inner)) for name, inner in value.sent])
     if isinstance(value, list):
         return [_repaired(inner) for inner in value]
     if isinstance(value, str) and not isinstance(value, Number):
