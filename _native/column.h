@@ -50,6 +50,7 @@ typedef struct {
     int dead;               /* MAP: entries of the open row that a later duplicate replaced */
     column_mark_t mark;     /* what Columns.rollback returns to */
     column_mark_t request;  /* what a failed decode returns to */
+    column_mark_t entry;    /* what a refused entry returns to */
 } column_t;
 
 static inline void column_save(const column_t *column, column_mark_t *mark) {

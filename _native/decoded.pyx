@@ -84,7 +84,7 @@ ctypedef struct decoder_t:
 cdef class Decoded:
     """What one request came to."""
 
-    cdef readonly object rows, rejected, attributes_cut, timestamps_clamped, message
+    cdef readonly object rows, rejected, attributes_cut, timestamps_clamped, message, problems
 
     def __repr__(self):
         return f"Decoded(rows={self.rows}, rejected={self.rejected})"
@@ -97,6 +97,7 @@ cdef Decoded counts_of(decoder_t *d):
     decoded.timestamps_clamped = d.timestamps_clamped
     decoded.rejected = {}
     decoded.message = ""
+    decoded.problems = ()
     if d.rejected_depth:
         decoded.rejected["depth"] = d.rejected_depth
     if d.rejected_size:

@@ -51,6 +51,7 @@ cdef extern from "column.h" nogil:
         size_t values_start
         column_mark_t mark
         column_mark_t request
+        column_mark_t entry
     void column_save(const column_t *column, column_mark_t *mark)
     void column_restore(column_t *column, const column_mark_t *mark)
     size_t column_bytes(const column_t *column)

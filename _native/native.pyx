@@ -19,13 +19,13 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport INT64_MAX, SIZE_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
 import os
 
 from lz4 import block as lz4_block
 
-from gateway.errors import Invalid, Malformed, TooLarge
+from gateway.errors import Invalid, Malformed, Problem, TooLarge
 from gateway.schema import SOURCES as _SOURCES
 
 include "headers.pyx"

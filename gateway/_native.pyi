@@ -9,6 +9,8 @@ from typing import final
 
 from typing_extensions import Buffer
 
+from gateway.errors import Problem
+
 ATTRIBUTES_MAX: int
 """Attributes kept of one record, scope or resource; what is over is cut and counted."""
 KEY_BYTES_MAX: int
@@ -75,6 +77,9 @@ class Decoded:
     @property
     def message(self) -> str:
         """About the first rejected record: where and what to do; empty when none was."""
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong with the first entries that were left out."""
 
 @final
 class OtlpPlan:
@@ -96,6 +101,8 @@ class EntryPlan:
     column is a map, else ``""``. Flags follow the kind after a space: ``required`` (must be there
     and not null), ``nonempty``.
 
+    ``default=TEXT`` (of a text or an attribute, where there is none).
+
     Kinds: ``text`` (string; any other scalar as its text; arrays and objects as compact JSON),
     ``string`` (a JSON string only), ``level`` (severity text, and the number into the column fed by
     ``severity_number``; heartbeat also sets the event name), ``time`` (RFC 3339, or a number: epoch
@@ -105,6 +112,9 @@ class EntryPlan:
 
     ``feeds``: as in ``OtlpPlan``, for the request's and arrival's sources. ``unknown``: what to do
     with other members: ``ignore``, ``reject``, or the name of a map column to keep them in.
+
+    ``member``: the entries are the elements of this member of an object, and a rule whose path begins
+    with ``../`` means another member of that object, the same for every entry.
     """
 
     def __init__(
@@ -112,6 +122,7 @@ class EntryPlan:
         outputs: Sequence[tuple[Sequence[tuple[str, str]], Sequence[tuple[str, str, str, str]], Mapping[str, str]]],
         *,
         unknown: str = ...,
+        member: str = ...,
     ) -> None: ...
 
 def otlp_protobuf(
@@ -156,12 +167,22 @@ def entries(
     column_bytes_max: int = ...,
     entries_max: int = ...,
     nan_literals: bool = ...,
+    lines: bool = ...,
+    partial: bool = ...,
+    problems_max: int = ...,
+    record_id: bytes | None = ...,
 ) -> Decoded:
-    """Flat JSON entries, an array of objects or one object, all or nothing.
+    """Flat JSON entries: an array of objects or one object, or with ``lines`` one object a line (NDJSON).
 
-    Raises Malformed (not JSON), Invalid (an entry's field), TooLarge. Of more than ``entries_max``
-    entries (0: no limit) the rest are counted as rejected for ``count``.
+    All or nothing: raises Malformed (not JSON), Invalid (an entry's field; with the first
+    ``problems_max`` problems), TooLarge. With ``partial`` entries that are not acceptable are left out
+    and counted as rejected for ``invalid``, lines that are not JSON too. Of more than ``entries_max``
+    entries (0: no limit) the rest are counted as rejected for ``count``. ``record_id``: 16 bytes, the
+    source ``record_id`` of the first row; the next ones count up (``record_ids``).
     """
+
+def record_ids(first: bytes, count: int) -> list[str]:
+    """The ids of ``count`` rows that were decoded with ``record_id=first``, as version 4 UUIDs, in order."""
 
 def json_check(body: Buffer, *, nan_literals: bool = ...) -> None:
     """Raise Malformed unless the bytes are one JSON value (RFC 8259), at most JSON_DEPTH_MAX deep."""

@@ -27,7 +27,16 @@ own reply; nothing else does.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+
+class Problem(NamedTuple):
+    """What is wrong with one record: its number from 0, the path of the field, what it must be."""
+
+    index: int
+    field: str
+    message: str
 
 
 class WeirError(Exception):
@@ -66,16 +75,26 @@ class Malformed(SenderError):
 
 
 class Invalid(SenderError):
-    """Well-formed, but not acceptable. ``field`` is a path such as ``[3].level``, ``index`` its record."""
+    """Well-formed, but not acceptable. ``field`` is a path such as ``[3].level``, ``index`` its record.
+
+    ``problems`` lists what is wrong, the first of each record, as many as the dialect asked for.
+    """
 
     reason = "invalid"
 
     def __init__(
-        self, message: str, *, field: str | None = None, index: int | None = None, log: str | None = None
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        index: int | None = None,
+        problems: Sequence[Problem] = (),
+        log: str | None = None,
     ) -> None:
         super().__init__(message, log=log)
         self.field = field
         self.index = index
+        self.problems = tuple(problems)
 
 
 class Unauthorized(SenderError):
