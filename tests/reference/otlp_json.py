@@ -61,11 +61,11 @@ def _fill(target: Any, value: Any, path: str, members: Mapping[str, Fill]) -> No
     for name, inner in value.sent:
         field = _FIELD_NAMES.get(name, name)
         if field in members:
-            last.pop(field, None)
+            lost = last.pop(field, None)
+            if lost is not None and lost[1] is not None:
+                # It must be of the right type all the same.
+                members[field](type(target)(), lost[1], f"{path}.{lost[0]}")
             last[field] = (name, inner)
-            if inner is not None:
-                # One that loses must be of the right type all the same.
-                members[field](type(target)(), inner, f"{path}.{name}")
     for field, (name, inner) in last.items():
         if inner is not None:
             members[field](target, inner, f"{path}.{name}")
