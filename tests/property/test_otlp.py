@@ -312,3 +312,19 @@ def test_a_refused_request_leaves_none_of_its_tables_touched() -> None:
     with pytest.raises(Malformed):
         _native.otlp_protobuf(body + b"\x0a", plan, outputs, constants=CONSTANTS, arrival_ns=strategies.ARRIVAL_NS)
     assert [columns.native() for columns in outputs] == before
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        _block(5, b"\x32\x01\x01" + b"\x10\x01"),
+        _block(5, _block(5, b"\xff") + _block(1, b"x")),
+        _block(5, _block(6, _block(1, b"\x0a\x05")) + _block(1, b"x")),
+        _block(6, _block(1, b"k") + _block(2, _block(5, b"\x01")) + _block(2, _block(1, b"x"))),
+    ],
+    ids=["map-then-boolean", "array-then-string", "map-entry-then-string", "attribute-value-twice"],
+)
+def test_a_broken_member_is_malformed_even_where_another_one_wins(record: bytes) -> None:
+    body = _block(1, _block(2, _block(2, record)))
+    assert reference_otlp(body) == Outcome(error="Malformed")
+    assert compiled_otlp(body) == Outcome(error="Malformed")
