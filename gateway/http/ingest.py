@@ -52,6 +52,10 @@ class Gate(Protocol):
         """Raises Unauthorized, OriginRefused, KeysUnavailable."""
         ...
 
+    def allows_origin(self, origin: str) -> bool:
+        """Whether some browser key may be used from this origin."""
+        ...
+
 
 class Receipt(Protocol):
     """A promise about appended rows."""

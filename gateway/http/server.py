@@ -10,7 +10,7 @@ from aiohttp import web
 
 from gateway.config import Limits
 from gateway.dialects.dialect import Dialect, Reply
-from gateway.http import probes
+from gateway.http import cors, probes
 from gateway.http.body import Incoming
 from gateway.http.ingest import Ingest, ingest, sent_request_id
 from gateway.http.listener import Listener, Patience
@@ -36,8 +36,19 @@ class IngestServer:
         await self._listener.stop(deadline_s)
 
     async def _answer(self, request: web.BaseRequest, incoming: Incoming) -> Reply:
+        reply = await self._reply(request, incoming)
+        origin = request.headers.get("origin")
+        if origin is None or request.method != "POST":
+            return reply
+        return cors.readable(reply, self._house.gate, origin)
+
+    async def _reply(self, request: web.BaseRequest, incoming: Incoming) -> Reply:
         path = request.path
         route = self._routes.find(path)
+        if request.method == "OPTIONS":
+            options = cors.answer_options(self._house.gate, route, request.headers)
+            if options is not None:
+                return options
         if route is not None:
             return await ingest(self._house, route, request.method, path, request.headers, incoming)
         reply = probes.alive(request.method) if path == "/healthz" else not_found(self._hint)

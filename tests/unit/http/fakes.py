@@ -26,6 +26,14 @@ class OneTenant:
 
 
 class OneKey:
+    """``origins``: those some browser key may be used from."""
+
+    def __init__(self) -> None:
+        self.origins: set[str] = set()
+
+    def allows_origin(self, origin: str) -> bool:
+        return origin in self.origins
+
     def authorize(self, key: str | None, origin: str | None) -> OneTenant:
         if key != KEY:
             raise Unauthorized("the API key is unknown")
