@@ -148,6 +148,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     loguro: DialectLimits = msgspec.field(
         default_factory=lambda: DialectLimits(body_bytes_max=1 * MiB, inflated_bytes_max=1 * MiB)
     )
+    brokle: DialectLimits = msgspec.field(default_factory=DialectLimits)
 
 
 class Shutdown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -229,7 +230,7 @@ def contradictions(config: Config) -> Iterator[str]:
     yield from _bad_addresses(config)
     delivery, limits, stop = config.delivery, config.limits, config.shutdown
     shard_bytes = delivery.ring_bytes_max // delivery.shards
-    for name, dialect in (("otlp", limits.otlp), ("loguro", limits.loguro)):
+    for name, dialect in (("otlp", limits.otlp), ("loguro", limits.loguro), ("brokle", limits.brokle)):
         if dialect.body_bytes_max > dialect.inflated_bytes_max:
             yield (
                 f"limits.{name}.body_bytes_max ({dialect.body_bytes_max}) is more than "
