@@ -38,6 +38,8 @@ from gateway.metrics import Metrics
 from gateway.tenants.gate import Gate
 from gateway.tenants.keys import Keys
 from gateway.tenants.postgres import ControlStore, StoreUnavailable
+from gateway.tenants.quotas import Quotas
+from gateway.tenants.rates import Rates
 
 logger = logging.getLogger(__name__)
 
@@ -74,24 +76,17 @@ class App:
         parts.push_async_callback(engines.stop)
         await engines.start()
         first = await self._prepare_store(engines)
-        keys = Keys(
-            engines.postgres_dsn,
-            snapshot_path=directory.path / "keys.snapshot",
-            poll_s=config.keys.poll_ms / 1000,
-        )
-        parts.push_async_callback(keys.stop)
-        await keys.start()
+        gate = await self._start_gate(engines.postgres_dsn)
         clickhouse = await parts.enter_async_context(clickhouse_client(config, engines.clickhouse_url))
         await self._prepare_tables(engines, clickhouse)
         delivery = await self._start_delivery(clickhouse)
-        self._observe(keys)
         admin = AdminServer(
             config.admin.listen, Probes({"gateway": lambda: self._not_ready}, self.metrics), config.limits
         )
         parts.push_async_callback(admin.stop, _PROBE_STOP_S)
         admin_addresses = await admin.start()
         dialects = registry(config.limits)
-        ingest = IngestServer(config.ingest.listen, self._house(keys, delivery), dialects)
+        ingest = IngestServer(config.ingest.listen, self._house(gate, delivery), dialects)
         parts.push_async_callback(ingest.stop, config.shutdown.requests_ms_max / 1000)
         self.listen = {
             "ingest": await ingest.start(),
@@ -135,6 +130,22 @@ class App:
                 raise
             logger.warning("Postgres is away, starting with the keys known from before: %s", error)
         return None
+
+    async def _start_gate(self, dsn: str) -> Gate:
+        config, folder = self.config, self.directory.path
+        rates = Rates(config.keys.requests_per_minute)
+        keys = Keys(
+            dsn,
+            snapshot_path=folder / "keys.snapshot",
+            poll_s=config.keys.poll_ms / 1000,
+            on_table=rates.keep,
+        )
+        quotas = Quotas(dsn, kept_path=folder / "usage.snapshot", settle_s=config.quotas.settle_ms / 1000)
+        for part in (keys, quotas):
+            self._parts.push_async_callback(part.stop)
+        await asyncio.gather(keys.start(), quotas.start())
+        self._observe(keys, quotas)
+        return Gate(keys, rates, quotas)
 
     async def _prepare_tables(self, engines: Engines, clickhouse: ClickHouse) -> None:
         if engines.clickhouse:
@@ -180,14 +191,18 @@ class App:
     async def _stop_delivery(self, delivery: Delivery) -> None:
         self._lost = sum((await delivery.stop(self.config.shutdown.flush_ms_max / 1000)).values())
 
-    def _observe(self, keys: Keys) -> None:
+    def _observe(self, keys: Keys, quotas: Quotas) -> None:
         self.metrics.keys_loaded.read = lambda: {(): len(keys)}
         self.metrics.keys_age_seconds.read = lambda: {(): keys.age_s}
+        self.metrics.key_store_failures.read = lambda: {(): keys.store_failures}
+        self.metrics.key_tables_refused.read = lambda: {(): keys.empty_tables_refused}
+        self.metrics.usage_store_failures.read = lambda: {(): quotas.store_failures}
+        self.metrics.usage_unsettled_records.read = lambda: {(): quotas.unsettled_records}
 
-    def _house(self, keys: Keys, delivery: Delivery) -> Ingest:
+    def _house(self, gate: Gate, delivery: Delivery) -> Ingest:
         limits = self.config.limits
         return Ingest(
-            gate=Gate(keys),
+            gate=gate,
             delivery=delivery,
             admission=Admission(requests_max=limits.requests_in_flight_max, bytes_max=limits.bytes_in_flight_max),
             limits=limits,

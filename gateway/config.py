@@ -87,6 +87,18 @@ class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     poll_ms: Annotated[
         int, Meta(ge=50, le=900, description="How often changes are looked for, beside being notified of them.")
     ] = 500
+    requests_per_minute: Annotated[
+        int,
+        Meta(ge=1, le=10**9, description="Requests a minute with one key where it and its plan have none; then 429."),
+    ] = 10_000
+
+
+class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What projects may send in a month."""
+
+    settle_ms: Annotated[int, Meta(ge=50, le=60_000, description="How often what was used is told to Postgres.")] = (
+        1_000
+    )
 
 
 class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -208,6 +220,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     if path is None and DEFAULT_PATH.is_file():
         path = DEFAULT_PATH
     problems: list[str] = []
+    quotas: Quotas = msgspec.field(default_factory=Quotas)
     leaves = _from_file(path, problems) if path else {}
     leaves |= _from_environment(environ, problems)
     _read_secrets(leaves, environ, problems)

@@ -44,7 +44,7 @@ class WeirError(Exception):
 
     ``status`` is the HTTP status where the dialect has no other word for it, ``reason`` the metric
     label, ``retryable`` whether the same request may succeed later, ``retry_after_s`` how long to
-    wait when that is known.
+    wait when that is known. ``notices`` are headers for the reply, in any dialect.
     """
 
     status: ClassVar[int] = 500
@@ -57,6 +57,7 @@ class WeirError(Exception):
         self.retry_after_s = retry_after_s
 
 
+        self.notices: tuple[tuple[str, str], ...] = ()
 class SenderError(WeirError):
     """The sender must change something."""
 

@@ -18,11 +18,12 @@ from prometheus_client.registry import Collector
 
 
 class Counter:
-    """A number that only grows, per label values."""
+    """A number that only grows, per label values. ``read``, when set, supplies (labels, value) pairs at scrape."""
 
     def __init__(self, name: str, meaning: str, labels: tuple[str, ...] = ()) -> None:
         self.name, self.meaning, self.labels = name, meaning, labels
         self.values: dict[tuple[str, ...], float] = {} if labels else {(): 0}
+        self.read: Callable[[], dict[tuple[str, ...], float]] | None = None
 
     def add(self, amount: float, *labels: str) -> None:
         self.values[labels] = self.values.get(labels, 0) + amount
@@ -32,7 +33,7 @@ class Counter:
 
     def family(self) -> Metric:
         family = CounterMetricFamily(f"weir_{self.name}", self.meaning, labels=self.labels)
-        for labels, value in self.values.items():
+        for labels, value in (self.read() if self.read else self.values).items():
             family.add_metric(labels, value)
         return family
 
@@ -117,6 +118,10 @@ class Metrics(Collector):
         self.last_insert_timestamp_seconds = Gauge("last_insert_timestamp_seconds", "When an insert last succeeded.")
         self.keys_loaded = Gauge("keys_loaded", "API keys held in memory.")
         self.keys_age_seconds = Gauge("keys_age_seconds", "Since the keys were last known to be current.")
+        self.key_store_failures = Counter("key_store_failures", "How often Postgres was lost for the keys.")
+        self.key_tables_refused = Counter("key_tables_refused", "Empty key tables that were not obeyed.")
+        self.usage_store_failures = Counter("usage_store_failures", "How often Postgres was lost for the quotas.")
+        self.usage_unsettled_records = Gauge("usage_unsettled_records", "Records counted, not yet told to Postgres.")
         self.clickhouse_restarts = Counter("clickhouse_restarts", "Restarts of the embedded ClickHouse.")
 
     def collect(self) -> Iterator[Metric]:

@@ -36,6 +36,9 @@ acknowledged and then expire before anyone could."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
+Headers = tuple[tuple[str, str], ...]
+
+
 class Tenant(Protocol):
     """Whose rows these are; ``gateway.tenants.gate.Tenant``."""
 
@@ -43,13 +46,21 @@ class Tenant(Protocol):
     def project_id(self) -> str: ...
     @property
     def key_id(self) -> str: ...
+    @property
+    def notices(self) -> Headers:
+        """What any reply to this request says: how much of the rate is left, when it is little."""
+        ...
 
 
 class Gate(Protocol):
     """Who is asking, and may they; ``gateway.tenants.gate.Gate``."""
 
     def authorize(self, key: str | None, origin: str | None) -> Tenant:
-        """Raises Unauthorized, OriginRefused, KeysUnavailable."""
+        """Raises Unauthorized, OriginRefused, SubscriptionRequired, RateLimited, KeysUnavailable."""
+        ...
+
+    def count(self, project_id: str, records: int) -> Headers:
+        """Counts records that were accepted; returns what the reply says of the quota."""
         ...
 
     def allows_origin(self, origin: str) -> bool:
@@ -105,22 +116,33 @@ async def ingest(
     dialect = route.dialect_for(method, headers)
     request = _request(house, route, method, path, headers)
     house.metrics.requests_received.add(1, dialect.name)
+    notices: list[tuple[str, str]] = []
     try:
-        reply = await _story(house, route, dialect, request, incoming)
+        reply = await _story(house, route, dialect, request, incoming, notices)
         house.metrics.requests_accepted.add(1, dialect.name)
     except asyncio.CancelledError:
         # Only a stop that has run out of time does this. Nobody gets the reply, but the sums must hold.
         house.metrics.requests_refused.add(1, dialect.name, Draining.reason)
         raise
     except WeirError as error:
+        notices += error.notices
         reply = _refusal(house, dialect, request, error)
     except Exception as surprise:
         reply = _refusal(house, dialect, request, _failed(surprise, dialect, request))
     house.metrics.request_seconds.observe(house.monotonic_s() - began_s, dialect.name)
-    return Reply(reply.status, reply.body, reply.media_type, (*reply.headers, ("X-Request-Id", request.request_id)))
+    own = (*notices, ("X-Request-Id", request.request_id))
+    return Reply(reply.status, reply.body, reply.media_type, reply.headers + own)
 
 
-async def _story(house: Ingest, route: Route, dialect: Dialect, request: Request, incoming: Incoming) -> Reply:
+async def _story(
+    house: Ingest,
+    route: Route,
+    dialect: Dialect,
+    request: Request,
+    incoming: Incoming,
+    notices: list[tuple[str, str]],
+) -> Reply:
+    """The reply to a request that is accepted. ``notices`` collects what any reply to it says, also a refusal."""
     route.check_method(request.method)
     limits, origin = dialect.limits, request.headers.get("origin")
 
@@ -132,6 +154,7 @@ async def _story(house: Ingest, route: Route, dialect: Dialect, request: Request
         key = dialect.header_key(request.headers)
         if dialect.body_key is None:
             tenant = house.gate.authorize(key, origin)
+            notices += tenant.notices
 
         # Read.
         deadlines = Deadlines(house.limits.body_timeout_ms / 1e3, house.limits.body_bytes_per_s_min)
@@ -140,6 +163,7 @@ async def _story(house: Ingest, route: Route, dialect: Dialect, request: Request
         content = await body.inflate(sent, encoding, bytes_max=limits.inflated_bytes_max, hold=ticket.hold)
         if dialect.body_key is not None:
             tenant = house.gate.authorize(dialect.body_key(content) or key, origin)
+            notices += tenant.notices
 
         # Decode and append, or leave nothing behind.
         with house.delivery.rows(tenant.project_id, len(content)) as rows:
@@ -153,6 +177,7 @@ async def _story(house: Ingest, route: Route, dialect: Dialect, request: Request
 
         # Acknowledge.
         await receipt.wait()
+        notices += house.gate.count(tenant.project_id, outcome.rows)
     return dialect.accepted(request, outcome)
 
 

@@ -1,42 +1,52 @@
 """Who is asking, and may they: a key and an origin in, a Tenant out. The only source of a Tenant.
 
-Everything is answered from memory (``keys.py``). An Origin is a filter and not a secret: it keeps a
-key that anyone can read in a web page from being used on other pages, no more.
+Everything is answered from memory (``keys.py``, ``quotas.py``, ``rates.py``). An Origin is a filter and
+not a secret: it keeps a key that anyone can read in a web page from being used on other pages, no more.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.errors import OriginRefused, Unauthorized
+from gateway.errors import OriginRefused, SubscriptionRequired, Unauthorized
 from gateway.tenants.keys import Keys
 from gateway.tenants.minting import is_damaged
 from gateway.tenants.origins import normal_origin
-from gateway.tenants.postgres import KeyRecord
+from gateway.tenants.quotas import WARNING_PERCENT, Quotas
+from gateway.tenants.rates import Headers, Rates
+from gateway.tenants.records import KeyRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Whose rows these are, and by which key. ``dialect`` is the key's, not the path's; ``kind`` server or browser."""
+    """Whose rows these are, and by which key. ``dialect`` is the key's, not the path's; ``kind`` server or browser.
+
+    ``notices`` are headers for the reply, whatever it will be.
+    """
 
     project_id: str
     project_slug: str
     key_id: str
     dialect: str
     kind: str
+    notices: Headers = ()
 
 
 class Gate:
-    """Turns keys into tenants."""
+    """Turns keys into tenants, and counts what they send."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, rates: Rates, quotas: Quotas) -> None:
         self._keys = keys
+        self._rates = rates
+        self._quotas = quotas
 
     def authorize(self, key: str | None, origin: str | None) -> Tenant:
         """The tenant of a key as sent, used from ``origin`` (the Origin header, None when there is none).
 
         Unauthorized: no key, an unknown or a revoked one. OriginRefused: a browser key without an
-        origin or from one that is not on its list. KeysUnavailable: this cannot be known now.
+        origin or from one that is not on its list. SubscriptionRequired: the project is not active, or
+        its month's quota is spent. RateLimited: one request too many. KeysUnavailable: the key cannot
+        be checked now.
         """
         if not key:
             raise Unauthorized(
@@ -52,7 +62,19 @@ class Gate:
             raise Unauthorized(f"The API key is unknown or was revoked. {hint}", log="unknown or revoked key")
         if record.kind == "browser":
             _check_origin(record, origin)
-        return Tenant(record.project_id, record.project_slug, record.id, record.dialect, record.kind)
+        if not record.active:
+            raise SubscriptionRequired(
+                "The project's subscription is not active: nothing is accepted for it.",
+                log=f"project {record.project_slug} is inactive",
+            )
+        self._quotas.check(record.project_id, record.monthly_records)
+        notices = self._rates.take(record)
+        return Tenant(record.project_id, record.project_slug, record.id, record.dialect, record.kind, notices)
+
+    def count(self, project_id: str, records: int) -> Headers:
+        """Counts accepted records; returns headers for the reply: from 80 % on, how much of the quota is used."""
+        percent = self._quotas.count(project_id, records)
+        return (("X-Quota-Warning", str(percent)),) if percent >= WARNING_PERCENT else ()
 
     def allows_origin(self, origin: str) -> bool:
         """Whether some browser key may be used from this origin: a CORS preflight carries no key."""

@@ -35,7 +35,8 @@ from pathlib import Path
 from gateway.errors import KeysUnavailable
 from gateway.tenants import snapshot
 from gateway.tenants.minting import KEY_CHARS_MAX, digest_of
-from gateway.tenants.postgres import KeyFeed, KeyRecord, KeyTable, StoreUnavailable
+from gateway.tenants.postgres import KeyFeed, StoreUnavailable
+from gateway.tenants.records import KeyRecord, KeyTable
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Keys:
 
     ``snapshot_path``: where to keep them over a restart, or None; its folder must exist. ``clock``
     is wall-clock seconds, because the snapshot's age counts too. ``listen=False`` leaves only the
-    polling.
+    polling. ``on_table`` is called with each new table.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Keys:
         retry_max_s: float = RETRY_MAX_S,
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
+        on_table: Callable[[KeyTable], None] = lambda table: None,
     ) -> None:
         self._dsn = dsn
         self._snapshot_path = snapshot_path
@@ -76,7 +78,7 @@ class Keys:
         self._listen = listen
         self._connect_timeout_s, self._command_timeout_s = connect_timeout_s, command_timeout_s
         self._retry_max_s = retry_max_s
-        self._clock, self._jitter = clock, jitter
+        self._clock, self._jitter, self._on_table = clock, jitter, on_table
         self._table = KeyTable(0, {}, frozenset())
         self._origins: frozenset[str] = frozenset()
         self._reachable = False
@@ -253,6 +255,7 @@ class Keys:
     def _take(self, table: KeyTable) -> None:
         self._table = table
         self._origins = frozenset(origin for record in table.live.values() for origin in record.origins)
+        self._on_table(table)
 
     def _confirm(self, as_of: float) -> None:
         self.current_as_of = as_of

@@ -1,8 +1,9 @@
 """The control plane in Postgres: every SQL statement of it. The only file that imports asyncpg.
 
-``ControlStore`` is for people: projects, keys and tokens are made and listed here, migrations run
-here. ``KeyFeed`` is for ``keys.py``: one connection on which it reads all keys and hears of changes.
-Nothing on a request's path waits for either.
+``ControlStore`` is for people: projects, plans, keys and tokens are made and listed here, migrations
+run here. ``KeyFeed`` is for ``keys.py``: one connection on which it reads all keys and hears of
+changes. ``UsageFeed`` is for ``quotas.py``: what was used is told there, and leases are taken.
+Nothing on a request's path waits for any of them.
 
 When Postgres is away, refuses us or does not answer in time, everything here raises
 ``StoreUnavailable``. No text of an error holds a secret, a digest or the connection string.
@@ -19,15 +20,15 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import asyncpg
-import msgspec
 
 from gateway.tenants.minting import PAT_PREFIX, digest_of, mint, prefix_of
 from gateway.tenants.origins import normal_origin
+from gateway.tenants.records import DEFAULT_PLAN, KeyRecord, KeyTable, PatRecord, Plan, Project, Settled, Share
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ COMMAND_TIMEOUT_S = 10.0
 MIGRATION_TIMEOUT_S = 300.0
 CLOSE_TIMEOUT_S = 2.0
 CONNECTIONS_MAX = 4
+# What Postgres can hold: integer and bigint.
+RATE_MAX, RECORDS_MAX = 2**31 - 1, 2**63 - 1
 # Two migrations wait for each other on this number; anything does that no one else on the server uses.
 MIGRATION_LOCK = 0x57656972
 KEY_CHANNEL = "weir_key_changes"
@@ -78,67 +81,56 @@ class MigrationError(ControlError):
     """The migration files and the database do not agree."""
 
 
-class Project(msgspec.Struct, frozen=True):
-    """Who owns rows. ``slug`` names it in commands and addresses, ``id`` (a UUID) in the tables."""
-
-    id: str
-    slug: str
-    name: str
-    created_at: datetime
-
-
-class KeyRecord(msgspec.Struct, frozen=True, gc=False):
-    """A key without its secret, which nobody has but the sender. ``origins`` only of a browser key."""
-
-    id: str
-    project_id: str
-    project_slug: str
-    kind: str
-    dialect: str
-    name: str
-    origins: tuple[str, ...]
-    created_at: datetime
-    revoked_at: datetime | None
-
-
-class PatRecord(msgspec.Struct, frozen=True):
-    """A personal access token without its secret."""
-
-    id: str
-    name: str
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class KeyTable:
-    """All keys at one moment. ``change`` is the number of the last change in it.
-
-    ``live`` maps a key's SHA-256 to its record; ``revoked`` holds the digests of the others.
-    """
-
-    change: int
-    live: dict[bytes, KeyRecord] = field(repr=False)
-    revoked: frozenset[bytes] = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.live) + len(self.revoked)
-
-
 _KEY_COLUMNS = """
     SELECT keys.id, keys.project_id, projects.slug AS project_slug, keys.kind, keys.dialect, keys.name,
-           keys.origins, keys.created_at, keys.revoked_at, keys.sha256
-    FROM keys JOIN projects ON projects.id = keys.project_id
+           keys.origins, keys.created_at, keys.revoked_at, keys.sha256, projects.active,
+           coalesce(keys.requests_per_minute, plans.requests_per_minute) AS requests_per_minute,
+           coalesce(projects.monthly_records, plans.monthly_records) AS monthly_records
+    FROM keys JOIN projects ON projects.id = keys.project_id JOIN plans ON plans.name = projects.plan
 """
 _LOAD_KEYS = _KEY_COLUMNS
 _LIST_KEYS = _KEY_COLUMNS + "WHERE $1::text IS NULL OR projects.slug = $1 ORDER BY keys.created_at, keys.id"
 _READ_CHANGE = "SELECT number FROM key_changes"
-_CREATE_PROJECT = "INSERT INTO projects (slug, name) VALUES ($1, $2) RETURNING id, slug, name, created_at"
-_LIST_PROJECTS = "SELECT id, slug, name, created_at FROM projects ORDER BY created_at, id"
+_READ_KEY = _KEY_COLUMNS + "WHERE keys.id = $1"
+_CREATE_PROJECT = "INSERT INTO projects (slug, name) VALUES ($1, $2)"
+_PROJECTS = """
+    SELECT projects.id, slug, projects.name, created_at, plan, active,
+           coalesce(projects.monthly_records, plans.monthly_records) AS monthly_records,
+           coalesce(usage.records, 0) AS used_records
+    FROM projects JOIN plans ON plans.name = projects.plan LEFT JOIN usage ON usage.project_id = projects.id
+         AND usage.month = date_trunc('month', now() AT TIME ZONE 'UTC')
+"""
+_READ_PROJECT = _PROJECTS + "WHERE slug = $1"
+_LIST_PROJECTS = _PROJECTS + "ORDER BY created_at, projects.id"
+# NULL leaves a setting as it is; 0 takes it away, so that the plan's or the gateway's holds.
+_SET_PROJECT = """
+    UPDATE projects SET plan = coalesce($2, plan), active = coalesce($4, active),
+           monthly_records = nullif(coalesce($3::bigint, monthly_records), 0)
+    WHERE slug = $1
+"""
+_SET_KEY = "UPDATE keys SET requests_per_minute = nullif($2::integer, 0) WHERE id = $1 AND revoked_at IS NULL"
+_SET_PLAN = """
+    INSERT INTO plans (name, monthly_records, requests_per_minute)
+    VALUES ($1, nullif($2::bigint, 0), nullif($3::integer, 0))
+    ON CONFLICT (name) DO UPDATE SET
+        monthly_records = CASE WHEN $2 IS NULL THEN plans.monthly_records ELSE EXCLUDED.monthly_records END,
+        requests_per_minute = CASE WHEN $3 IS NULL THEN plans.requests_per_minute ELSE EXCLUDED.requests_per_minute END
+    RETURNING name, monthly_records, requests_per_minute
+"""
+_LIST_PLANS = "SELECT name, monthly_records, requests_per_minute FROM plans ORDER BY name"
+_SETTLE = """
+    SELECT share.place, settled.total, settled.lease, settled.is_last
+    FROM unnest($1::uuid[], $2::date[], $3::uuid[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+         WITH ORDINALITY AS share (project_id, month, instance, used, settled, quota, wanted, place)
+    CROSS JOIN LATERAL settle_usage(share.project_id, share.month, share.instance, share.used, share.settled,
+                                    share.quota, share.wanted, $8::interval) AS settled
+"""
+_READ_USAGE = "SELECT project_id, records FROM usage WHERE month = $1"
 _HAS_PROJECT = "SELECT EXISTS (SELECT FROM projects WHERE slug = $1)"
 _CREATE_KEY = """
-    INSERT INTO keys (project_id, sha256, kind, dialect, name, origins)
-    SELECT projects.id, $2, $3, $4, $5, $6 FROM projects WHERE slug = $1
-    RETURNING id, project_id, $1::text AS project_slug, kind, dialect, name, origins, created_at, revoked_at
+    INSERT INTO keys (project_id, sha256, kind, dialect, name, origins, requests_per_minute)
+    SELECT projects.id, $2, $3, $4, $5, $6, nullif($7::integer, 0) FROM projects WHERE slug = $1
+    RETURNING id
 """
 _REVOKE_KEY = "UPDATE keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING id"
 _CREATE_PAT = "INSERT INTO personal_access_tokens (sha256, name) VALUES ($1, $2) RETURNING id, name, created_at"
@@ -238,7 +230,8 @@ class ControlStore:
         _check_name(name)
         try:
             async with self._connection() as connection:
-                row = await connection.fetchrow(_CREATE_PROJECT, slug, name or slug)
+                await connection.execute(_CREATE_PROJECT, slug, name or slug)
+                row = await connection.fetchrow(_READ_PROJECT, slug)
         except asyncpg.UniqueViolationError:
             raise AlreadyThere(f"there is a project {slug!r} already") from None
         return _project(row)
@@ -248,25 +241,77 @@ class ControlStore:
         async with self._connection() as connection:
             return [_project(row) for row in await connection.fetch(_LIST_PROJECTS)]
 
+    async def set_project(
+        self, slug: str, *, plan: str | None = None, monthly_records: int | None = None, active: bool | None = None
+    ) -> Project:
+        """Changes what is not None. ``monthly_records`` 0: what the plan says. Missing: no such project or plan."""
+        _check_project(slug)
+        _check_number("a month's records", monthly_records, RECORDS_MAX)
+        if plan is not None and not _SLUG.fullmatch(plan):
+            raise Missing(f"there is no plan {plan!r}")
+        try:
+            async with self._connection() as connection:
+                await connection.execute(_SET_PROJECT, slug, plan, monthly_records, active)
+                row = await connection.fetchrow(_READ_PROJECT, slug)
+        except asyncpg.ForeignKeyViolationError:
+            raise Missing(f"there is no plan {plan!r}; `weir plans set` makes one") from None
+        if row is None:
+            raise Missing(f"there is no project {slug!r}")
+        return _project(row)
+
+    async def set_plan(
+        self, name: str, *, monthly_records: int | None = None, requests_per_minute: int | None = None
+    ) -> Plan:
+        """Makes a plan, or changes what is not None. 0: no limit of records; the gateway's rate."""
+        if not _SLUG.fullmatch(name) or name == DEFAULT_PLAN:
+            raise NotAcceptable(f"a plan's name is 1 to 63 of a-z, 0-9 and -; {DEFAULT_PLAN!r} stays as it is")
+        _check_number("a month's records", monthly_records, RECORDS_MAX)
+        _check_number("requests a minute", requests_per_minute, RATE_MAX)
+        async with self._connection() as connection:
+            return _plan(await connection.fetchrow(_SET_PLAN, name, monthly_records, requests_per_minute))
+
+    async def list_plans(self) -> list[Plan]:
+        """All plans, by name."""
+        async with self._connection() as connection:
+            return [_plan(row) for row in await connection.fetch(_LIST_PLANS)]
+
     async def create_key(
-        self, project_slug: str, *, kind: str, dialect: str, name: str = "", origins: Sequence[str] = ()
+        self,
+        project_slug: str,
+        *,
+        kind: str,
+        dialect: str,
+        name: str = "",
+        origins: Sequence[str] = (),
+        requests_per_minute: int | None = None,
     ) -> tuple[KeyRecord, str]:
         """A new key and its secret, which is given out here and never again: only its SHA-256 is stored.
 
         A browser key needs the origins it may be used from, a server key has none. The dialect is
-        any dialect's name; that there is one by that name is for the caller to check. Missing when
-        there is no such project.
+        any dialect's name; that there is one by that name is for the caller to check. Without
+        ``requests_per_minute`` (or with 0) the plan's or the gateway's rate holds. Missing when there
+        is no such project.
         """
         allowed = _check_key(kind, dialect, name, origins)
+        _check_number("requests a minute", requests_per_minute, RATE_MAX)
         _check_project(project_slug)
         secret = mint(prefix_of(dialect, kind))
         async with self._connection() as connection:
-            row = await connection.fetchrow(
-                _CREATE_KEY, project_slug, digest_of(secret), kind, dialect, name or dialect, allowed
-            )
-        if row is None:
-            raise Missing(f"there is no project {project_slug!r}")
-        return _key(row), secret
+            settings = (digest_of(secret), kind, dialect, name or dialect, allowed, requests_per_minute)
+            key_id = await connection.fetchval(_CREATE_KEY, project_slug, *settings)
+            if key_id is None:
+                raise Missing(f"there is no project {project_slug!r}")
+            return _key(await connection.fetchrow(_READ_KEY, key_id)), secret
+
+    async def set_key(self, key_id: str, *, requests_per_minute: int) -> KeyRecord:
+        """Changes a live key's rate; 0: the plan's or the gateway's. Missing when there is no such live key."""
+        _check_number("requests a minute", requests_per_minute, RATE_MAX)
+        identity = _uuid(key_id)
+        async with self._connection() as connection:
+            done = identity and await connection.execute(_SET_KEY, identity, requests_per_minute)
+            if done != "UPDATE 1":
+                raise Missing(f"there is no live key {key_id}; `weir keys list` shows their ids")
+            return _key(await connection.fetchrow(_READ_KEY, identity))
 
     async def list_keys(self, project_slug: str | None = None) -> list[KeyRecord]:
         """The keys of a project, or of all, revoked ones too, oldest first. Missing when there is no such project."""
@@ -279,9 +324,8 @@ class ControlStore:
 
     async def revoke_key(self, key_id: str) -> bool:
         """Revokes for ever; every gateway that reaches Postgres obeys within a second. False: no such live key."""
-        try:
-            identity = uuid.UUID(key_id)
-        except ValueError:
+        identity = _uuid(key_id)
+        if identity is None:
             return False
         async with self._connection() as connection:
             return await connection.fetchval(_REVOKE_KEY, identity) is not None
@@ -360,6 +404,50 @@ class KeyFeed:
             self._connection.terminate()
 
 
+class UsageFeed:
+    """One connection over which instances tell what was used and take leases."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    @classmethod
+    async def connect(cls, dsn: str, *, connect_timeout_s: float, command_timeout_s: float) -> UsageFeed:
+        with _translated():
+            return cls(
+                await asyncpg.connect(
+                    dsn,
+                    timeout=connect_timeout_s,
+                    command_timeout=command_timeout_s,
+                    server_settings={"application_name": "weir usage"},
+                )
+            )
+
+    async def settle(self, shares: Sequence[Share], *, lease_s: float) -> list[Settled | None]:
+        """Tells ``shares``, all or none, and takes leases for ``lease_s``; None for a project that is not there.
+
+        May be asked again when no answer came: what was told already is not counted twice.
+        """
+        # In one order everywhere, so that instances never wait for each other's locks in a circle.
+        order = sorted(range(len(shares)), key=lambda place: (shares[place].project_id, shares[place].month))
+        columns = zip(*(_share(shares[place]) for place in order), strict=True)
+        settled: list[Settled | None] = [None] * len(shares)
+        with _translated():
+            for row in await self._connection.fetch(_SETTLE, *columns, timedelta(seconds=lease_s)):
+                settled[order[row["place"] - 1]] = Settled(row["total"], row["lease"], row["is_last"])
+        return settled
+
+    async def totals(self, month: date) -> dict[str, int]:
+        """What each project has used in a month, as far as it was told."""
+        with _translated():
+            rows = await self._connection.fetch(_READ_USAGE, month)
+        return {str(row["project_id"]): row["records"] for row in rows}
+
+    def close(self) -> None:
+        """Cuts the connection at once."""
+        with suppress(Exception):
+            self._connection.terminate()
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     """Trouble with the store itself becomes StoreUnavailable; a refused statement stays what it is."""
@@ -433,8 +521,30 @@ def _check_key(kind: str, dialect: str, name: str, origins: Sequence[str]) -> li
     return sorted({normal for normal in allowed.values() if normal})
 
 
+def _check_number(what: str, number: int | None, most: int) -> None:
+    if number is not None and not 0 <= number <= most:
+        raise NotAcceptable(f"{what} are a number from 1 to {most}, or 0 for what holds without it")
+
+
+def _uuid(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
+
+
+def _share(share: Share) -> tuple[Any, ...]:
+    return (
+        uuid.UUID(share.project_id), share.month, share.instance, share.used, share.settled, share.quota, share.wanted
+    )  # fmt: skip
+
+
 def _project(row: Any) -> Project:
-    return Project(str(row["id"]), row["slug"], row["name"], row["created_at"])
+    return Project(**{**row, "id": str(row["id"])})
+
+
+def _plan(row: Any) -> Plan:
+    return Plan(row["name"], row["monthly_records"], row["requests_per_minute"])
 
 
 def _key(row: Any) -> KeyRecord:
@@ -449,4 +559,7 @@ def _key(row: Any) -> KeyRecord:
         origins=tuple(row["origins"]),
         created_at=row["created_at"],
         revoked_at=row["revoked_at"],
+        requests_per_minute=row["requests_per_minute"],
+        active=row["active"],
+        monthly_records=row["monthly_records"],
     )

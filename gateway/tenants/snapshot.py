@@ -26,11 +26,11 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.tenants.postgres import KeyRecord, KeyTable
+from gateway.tenants.records import KeyRecord, KeyTable
 
 logger = logging.getLogger(__name__)
 
-_MAGIC = "weir-keys 1"
+_MAGIC = b"weir-keys 1 "
 # No write takes this long: an unfinished file of this age belongs to nobody.
 UNFINISHED_MAX_S = 600.0
 KEYS_A_LINE = 500
@@ -56,8 +56,12 @@ class _Part(msgspec.Struct, frozen=True):
 
 def write(path: Path, snapshot: Snapshot) -> None:
     """Replaces the file, all or nothing, durably. OSError when it cannot; the old one is then still there."""
-    content = b"\n".join(_lines(snapshot))
-    head = f"{_MAGIC} {hashlib.sha256(content).hexdigest()}\n".encode()
+    replace(path, _MAGIC, b"\n".join(_lines(snapshot)))
+
+
+def replace(path: Path, magic: bytes, content: bytes) -> None:
+    """The same for any content: ``magic`` and the digest of the content go before it."""
+    head = magic + hashlib.sha256(content).hexdigest().encode() + b"\n"
     # Processes may share a snapshot, each with a name of its own for what it has not finished.
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
@@ -81,22 +85,30 @@ def write(path: Path, snapshot: Snapshot) -> None:
 
 def read(path: Path) -> Snapshot | None:
     """The snapshot, or None when there is none or it cannot be trusted (which is logged)."""
-    _tidy(path)
-    try:
-        head, _, content = path.read_bytes().partition(b"\n")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        logger.warning("key snapshot %s ignored: %s", path, error.strerror)
-        return None
-    if head != f"{_MAGIC} {hashlib.sha256(content).hexdigest()}".encode():
-        logger.warning("key snapshot %s ignored: damaged, or of another version", path)
+    content = content_of(path, _MAGIC, "key snapshot")
+    if content is None:
         return None
     try:
         return _parse(content)
     except (msgspec.MsgspecError, ValueError):
         logger.warning("key snapshot %s ignored: its content is not what this version writes", path)
         return None
+
+
+def content_of(path: Path, magic: bytes, what: str) -> bytes | None:
+    """What was given to ``replace``, or None when there is no such file or it cannot be trusted (which is logged)."""
+    _tidy(path)
+    try:
+        head, _, content = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        logger.warning("%s %s ignored: %s", what, path, error.strerror)
+        return None
+    if head != magic + hashlib.sha256(content).hexdigest().encode():
+        logger.warning("%s %s ignored: damaged, or of another version", what, path)
+        return None
+    return content
 
 
 def _lines(snapshot: Snapshot) -> Iterator[bytes]:

@@ -8,14 +8,22 @@ import pytest
 
 from gateway.errors import KeysUnavailable, OriginRefused, Unauthorized
 from gateway.tenants.gate import Gate, Tenant
+from gateway.tenants.keys import Keys
 from gateway.tenants.postgres import ControlStore
+from gateway.tenants.quotas import Quotas
+from gateway.tenants.rates import Rates
+
+
+def gate_of(keys: Keys) -> Gate:
+    return Gate(keys, Rates(10_000), Quotas("", kept_path=None))
+
 
 ALLOWED = ["http://localhost:3000", "https://app.example.com", "http://[::1]:8080"]
 
 
 async def test_a_server_key_is_its_projects_tenant_from_anywhere(store: ControlStore, make_keys: Any) -> None:
     record, secret = await store.create_key("demo", kind="server", dialect="brokle")
-    gate = Gate(await make_keys())
+    gate = gate_of(await make_keys())
     tenant = Tenant(record.project_id, "demo", record.id, "brokle", "server")
     for origin in (None, "https://anywhere.example", "null", "\ud800"):
         assert gate.authorize(secret, origin) == tenant
@@ -24,7 +32,7 @@ async def test_a_server_key_is_its_projects_tenant_from_anywhere(store: ControlS
 @pytest.mark.parametrize("key", [None, ""])
 async def test_no_key_is_told_where_to_put_one(make_keys: Any, key: str | None) -> None:
     with pytest.raises(Unauthorized, match="Authorization: Bearer <key>"):
-        Gate(await make_keys()).authorize(key, None)
+        gate_of(await make_keys()).authorize(key, None)
 
 
 async def test_unknown_and_revoked_keys_are_refused_without_being_repeated(store: ControlStore, make_keys: Any) -> None:
@@ -32,7 +40,7 @@ async def test_unknown_and_revoked_keys_are_refused_without_being_repeated(store
     await store.revoke_key(record.id)
     _, good = await store.create_key("demo", kind="server", dialect="otlp")
     mistyped = good[:-1] + ("a" if good[-1] != "a" else "b")
-    gate = Gate(await make_keys())
+    gate = gate_of(await make_keys())
     for key, said in ((revoked, "copied whole"), ("canary-garbage", "copied whole"), (mistyped, "cut or mistyped")):
         with pytest.raises(Unauthorized, match=said) as caught:
             gate.authorize(key, None)
@@ -42,7 +50,7 @@ async def test_unknown_and_revoked_keys_are_refused_without_being_repeated(store
 
 async def test_a_key_that_cannot_be_checked_is_not_refused(make_keys: Any, empty_dsn: str) -> None:
     with pytest.raises(KeysUnavailable) as caught:
-        Gate(await make_keys(empty_dsn)).authorize("canary-unknown", None)
+        gate_of(await make_keys(empty_dsn)).authorize("canary-unknown", None)
     assert caught.value.retry_after_s
     assert "canary" not in str(caught.value) + caught.value.log
 
@@ -63,7 +71,7 @@ async def test_a_browser_key_works_from_the_origins_on_its_list_and_nowhere_else
     store: ControlStore, make_keys: Any
 ) -> None:
     _, secret = await store.create_key("demo", kind="browser", dialect="loguro", origins=ALLOWED)
-    gate = Gate(await make_keys())
+    gate = gate_of(await make_keys())
     for origin in ON_THE_LIST:
         assert gate.authorize(secret, origin).kind == "browser", origin
         assert gate.allows_origin(origin), origin
@@ -78,14 +86,14 @@ async def test_a_browser_key_works_from_the_origins_on_its_list_and_nowhere_else
 async def test_a_browser_key_without_an_origin_is_refused(store: ControlStore, make_keys: Any) -> None:
     _, secret = await store.create_key("demo", kind="browser", dialect="loguro", origins=ALLOWED)
     with pytest.raises(OriginRefused, match="no Origin header"):
-        Gate(await make_keys()).authorize(secret, None)
+        gate_of(await make_keys()).authorize(secret, None)
 
 
 async def test_an_origin_is_one_keys_and_not_everyones(store: ControlStore, make_keys: Any) -> None:
     _, one = await store.create_key("demo", kind="browser", dialect="loguro", origins=["https://one.example"])
     other, _ = await store.create_key("other", kind="browser", dialect="loguro", origins=["https://other.example"])
     keys = await make_keys()
-    gate = Gate(keys)
+    gate = gate_of(keys)
     assert gate.allows_origin("https://other.example")
     with pytest.raises(OriginRefused):
         gate.authorize(one, "https://other.example")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.tenants import snapshot
-from gateway.tenants.postgres import KeyRecord, KeyTable
+from gateway.tenants.records import KeyRecord, KeyTable
 from gateway.tenants.snapshot import Snapshot
 
 RECORD = KeyRecord(

@@ -18,7 +18,8 @@ from gateway.embedded.postgres import EmbeddedPostgres
 from gateway.errors import KeysUnavailable
 from gateway.tenants.keys import Keys
 from gateway.tenants.minting import KEY_CHARS_MAX
-from gateway.tenants.postgres import ControlStore, KeyFeed, KeyRecord
+from gateway.tenants.postgres import ControlStore, KeyFeed
+from gateway.tenants.records import KeyRecord
 
 # Polling so rare that it never happens in a test.
 NEVER_S = 3600.0

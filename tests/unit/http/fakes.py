@@ -23,13 +23,18 @@ KEY = "good"
 class OneTenant:
     project_id: str = "project"
     key_id: str = "key"
+    notices: tuple[tuple[str, str], ...] = ()
 
 
 class OneKey:
-    """``origins``: those some browser key may be used from."""
+    """``origins``: those some browser key may be used from. ``counted``: records by project."""
 
     def __init__(self) -> None:
         self.origins: set[str] = set()
+        self.tenant = OneTenant()
+        self.refusal: WeirError | None = None
+        self.warning: tuple[tuple[str, str], ...] = ()
+        self.counted: dict[str, int] = {}
 
     def allows_origin(self, origin: str) -> bool:
         return origin in self.origins
@@ -37,7 +42,13 @@ class OneKey:
     def authorize(self, key: str | None, origin: str | None) -> OneTenant:
         if key != KEY:
             raise Unauthorized("the API key is unknown")
-        return OneTenant()
+        if self.refusal:
+            raise self.refusal
+        return self.tenant
+
+    def count(self, project_id: str, records: int) -> tuple[tuple[str, str], ...]:
+        self.counted[project_id] = self.counted.get(project_id, 0) + records
+        return self.warning
 
 
 class Promise:
