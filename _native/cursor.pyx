@@ -155,9 +155,12 @@ cdef int check_message(decoder_t *d, const uint8_t *p, size_t size) noexcept nog
             return more
 
 
-cdef int join_split(decoder_t *d, const uint8_t *p, const uint8_t *end, uint32_t number,
+cdef int join_split(decoder_t *d, const uint8_t *p, const uint8_t *end, uint32_t number, int what, int depth,
                     text_t *whole) noexcept nogil:
-    """The whole of a sub-message that came in several pieces: merging is appending the bytes."""
+    """The whole of a sub-message that came in several pieces: merging is appending the bytes.
+
+    Each piece must be well-formed of itself; ``what`` and ``depth`` are those of ``check_piece``.
+    """
     cdef cursor_t c
     cdef field_t field
     cdef int more
@@ -188,11 +191,14 @@ cdef int join_split(decoder_t *d, const uint8_t *p, const uint8_t *end, uint32_t
             break
         if field.number == number and field.wire == BYTES:
             d.joined_bytes += field.size
-            # Pieces within pieces are copied once a level; nobody but an attacker nests that far.
-            if d.joined_bytes > 4 * d.size + 65536:
+            # Pieces within pieces are copied once a level; nobody but an attacker does that with much.
+            if d.joined_bytes > 4 * d.size + (1 << 20):
                 return TOO_LARGE
             if buffer_append(buffer, field.p, field.size) < 0:
                 return NO_MEMORY
+            more = check_piece(d, what, field.p, field.size, depth)
+            if more < 0:
+                return more
     whole.p = p
     if buffer.size:
         whole.p = buffer.data

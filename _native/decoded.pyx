@@ -38,10 +38,30 @@ ctypedef struct text_t:
     const uint8_t *p
     size_t size
 
+cdef enum:
+    GENAI_KEYS_MAX = 64
+    GENAI_COLUMNS_MAX = 64
+    GENAI_ALTERNATIVES_MAX = 4
+
+ctypedef struct genai_column_t:
+    # Where a column of a GenAI table comes from: numbers of keys, or FROM_..., the first present counts.
+    int column
+    int alternatives[GENAI_ALTERNATIVES_MAX]
+    bint content                        # what was told or answered: personal data
+
+ctypedef struct genai_plan_t:
+    text_t keys[GENAI_KEYS_MAX]
+    int key_count
+    genai_column_t columns[GENAI_COLUMNS_MAX]
+    int column_count
+
 ctypedef struct output_t:
     column_t *columns
     int count
     column_t *source[SOURCE_COUNT]      # NULL where the table has no such column
+    size_t rows                         # written by this request
+    size_t group_rows                   # of those, of the scope being read
+    genai_plan_t *genai           # NULL for a table that takes every record
 
 ctypedef struct decoder_t:
     # of the request
@@ -54,6 +74,7 @@ ctypedef struct decoder_t:
     int64_t time_max_ns
     size_t column_bytes_start
     size_t column_bytes_max
+    size_t content_bytes_max            # of what GenAI events were told and answered
     text_t project_id
     text_t dialect
     text_t trace_id                     # for rows that have none
@@ -69,6 +90,7 @@ ctypedef struct decoder_t:
     bint first_rejected_depth
     size_t attributes_cut
     size_t timestamps_clamped
+    text_t event                        # name of the record's event, in the body or in event_name
     # work space, kept from record to record
     bint counting                       # only the first output's pass counts
     bint too_deep
@@ -84,13 +106,14 @@ ctypedef struct decoder_t:
 cdef class Decoded:
     """What one request came to."""
 
-    cdef readonly object rows, rejected, attributes_cut, timestamps_clamped, message, problems
+    cdef readonly object rows, rejected, attributes_cut, timestamps_clamped, message, problems, outputs
 
     def __repr__(self):
         return f"Decoded(rows={self.rows}, rejected={self.rejected})"
 
 
 cdef Decoded counts_of(decoder_t *d):
+    cdef int i
     cdef Decoded decoded = Decoded.__new__(Decoded)
     decoded.rows = d.rows
     decoded.attributes_cut = d.attributes_cut
@@ -98,6 +121,7 @@ cdef Decoded counts_of(decoder_t *d):
     decoded.rejected = {}
     decoded.message = ""
     decoded.problems = ()
+    decoded.outputs = tuple([d.outputs[i].rows for i in range(d.output_count)])
     if d.rejected_depth:
         decoded.rejected["depth"] = d.rejected_depth
     if d.rejected_size:
@@ -127,6 +151,9 @@ cdef int bind_outputs(decoder_t *d, tuple layouts, list sources, object outputs)
         columns.begin_request()
         d.outputs[i].columns = columns.columns
         d.outputs[i].count = columns.count
+        d.outputs[i].rows = 0
+        d.outputs[i].group_rows = 0
+        d.outputs[i].genai = NULL
         numbers = sources[i]
         for source in range(SOURCE_COUNT):
             d.outputs[i].source[source] = NULL if numbers[source] < 0 else &columns.columns[<int> numbers[source]]
@@ -175,14 +202,15 @@ cdef size_t grown(decoder_t *d) noexcept nogil:
     return total - d.column_bytes_start
 
 
-cdef int fill_request(decoder_t *d, size_t rows) noexcept nogil:
+cdef int fill_request(decoder_t *d) noexcept nogil:
     """What every row of the request has in common, and the defaults of the columns that nothing fed."""
     cdef int i, c
     cdef output_t *output
     cdef column_t *column
-    cdef size_t missing
+    cdef size_t missing, rows
     for i in range(d.output_count):
         output = &d.outputs[i]
+        rows = output.rows
         if output.source[S_PROJECT_ID] != NULL:
             if column_fill_text(output.source[S_PROJECT_ID], d.project_id.p, d.project_id.size, rows) < 0:
                 return NO_MEMORY
@@ -228,6 +256,7 @@ cdef int begin(decoder_t *d, Py_buffer *view, int64_t arrival_ns, int64_t time_m
     d.time_min_ns = time_min_ns
     d.time_max_ns = time_max_ns
     d.column_bytes_max = column_bytes_max
+    d.content_bytes_max = SIZE_MAX
     d.first_rejected = -1
     return 0
 

@@ -324,7 +324,7 @@ cdef int entry_time(entries_t *e, output_t *output, rule_t *rule, json_value_t *
                 return refuse_rule(e, rule, "must be an RFC 3339 timestamp such as 2026-01-31T12:00:00Z")
         elif value.type != 48 or rule.kind != R_TIME:
             return refuse_rule(e, rule, "must be an RFC 3339 timestamp in a string")
-        elif parse_epoch_seconds(text.p, text.size, &sent) < 0:
+        elif parse_epoch_any(text.p, text.size, &sent) < 0:
             return refuse_rule(e, rule, "must be a number of seconds since 1970")
         time_ns = min(max(sent, d.time_min_ns), d.time_max_ns)
         if time_ns != sent:
@@ -852,7 +852,7 @@ cdef int take_member(entries_t *e, EntryPlan plan, _Problems problems, size_t en
 cdef int decode_entries(entries_t *e, EntryPlan plan, _Problems problems, bint lines, size_t entries_max,
                         size_t *over) noexcept:
     cdef decoder_t *d = e.d
-    cdef int status
+    cdef int status, i
     skip_space(&e.j)
     if lines:
         e.in_array = True
@@ -875,7 +875,9 @@ cdef int decode_entries(entries_t *e, EntryPlan plan, _Problems problems, bint l
         return INVALID
     if grown(d) > d.column_bytes_max:
         return TOO_LARGE
-    return fill_request(d, d.rows)
+    for i in range(d.output_count):
+        d.outputs[i].rows = d.rows
+    return fill_request(d)
 
 
 cdef object refusal(entries_t *e, _Problems problems):

@@ -97,7 +97,7 @@ cdef extern from "number.h" nogil:
 
 cdef extern from "time.h" nogil:
     int parse_rfc3339(const uint8_t *p, size_t n, int64_t *ns)
-    int parse_epoch_seconds(const uint8_t *p, size_t n, int64_t *ns)
+    int parse_epoch_any(const uint8_t *p, size_t n, int64_t *ns)
 
 cdef extern from "cityhash.h" nogil:
     void cityhash128(const uint8_t *p, size_t n, uint64_t *out)

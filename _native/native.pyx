@@ -7,6 +7,7 @@
     decoded.pyx                          Decoded: the counts of one request; how failures become errors
     cursor.pyx                           the protobuf reader that checks its own bounds
     otlp_protobuf.pyx                    ExportLogsServiceRequest -> rows
+    genai.pyx                            which records are GenAI events, and their row
     json.pyx                             the JSON tokenizer
     otlp_json.pyx                        OTLP/JSON -> OTLP protobuf, which the above turns into rows
     entries.pyx                          flat JSON entries -> rows, by a plan
@@ -33,6 +34,7 @@ include "columns.pyx"
 include "decoded.pyx"
 include "cursor.pyx"
 include "otlp_protobuf.pyx"
+include "genai.pyx"
 include "json.pyx"
 include "otlp_json.pyx"
 include "entries.pyx"

@@ -75,14 +75,6 @@ ctypedef struct transcoder_t:
     const char *member      # of the value being read, for the message
 
 
-cdef inline bint same_name(text_t *name, const char *other) noexcept nogil:
-    cdef size_t i
-    for i in range(name.size):
-        if other[i] == 0 or <uint8_t> other[i] != name.p[i]:
-            return False
-    return other[name.size] == 0
-
-
 cdef member_t *find_member(int message, text_t *name, int expected) noexcept nogil:
     """The member of that name, or NULL. ``expected``: where it stood last time, tried first."""
     cdef int i, count = MEMBER_COUNTS[message]
@@ -356,7 +348,8 @@ cdef int transcode(transcoder_t *t) noexcept nogil:
 
 
 def otlp_json(body, OtlpPlan plan not None, outputs, *, constants, int64_t arrival_ns,
-              int64_t time_min_ns=0, int64_t time_max_ns=INT64_MAX, size_t column_bytes_max=256 << 20):
+              int64_t time_min_ns=0, int64_t time_max_ns=INT64_MAX, size_t column_bytes_max=256 << 20,
+              content_bytes_max=None):
     """The same in OTLP/JSON: the same rows as the protobuf of the same message."""
     cdef decoder_t d
     cdef transcoder_t t
@@ -367,6 +360,8 @@ def otlp_json(body, OtlpPlan plan not None, outputs, *, constants, int64_t arriv
     try:
         begin(&d, &view, arrival_ns, time_min_ns, time_max_ns, column_bytes_max)
         t.d = &d
+        if content_bytes_max is not None:
+            d.content_bytes_max = content_bytes_max
         start_json(&d, &t.j, MAX_OTLP_JSON_DEPTH, False)
         status = transcode(&t)
         if status < 0:

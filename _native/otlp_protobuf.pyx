@@ -61,7 +61,56 @@ ctypedef struct record_t:
 
 # ---------------------------------------------------------------- values
 
-cdef int read_any(decoder_t *d, const uint8_t *p, size_t size, value_t *value) noexcept nogil:
+cdef enum:
+    # what a piece of a sub-message is
+    PIECE_NONE, PIECE_ANY, PIECE_ARRAY, PIECE_MAP, PIECE_KEY_VALUE, PIECE_RESOURCE, PIECE_SCOPE, PIECE_ENTITY_REF
+
+
+cdef int check_piece(decoder_t *d, int what, const uint8_t *p, size_t size, int depth) noexcept nogil:
+    """That a sub-message which is not kept as it stands is well-formed, and every one inside it.
+
+    Each occurrence is walked once, without joining any: pieces that are split again and again, level
+    by level, cost no more than their bytes.
+    """
+    cdef cursor_t c
+    cdef field_t field
+    cdef int more, inner
+    memset(&field, 0, sizeof(field))
+    if depth > WALK_DEPTH_MAX:
+        return OK
+    c.p = p
+    c.end = p + size
+    while True:
+        more = next_field(d, &c, &field)
+        if more <= 0:
+            return more
+        if field.wire != BYTES:
+            continue
+        inner = piece_inside(what, field.number)
+        if inner != PIECE_NONE:
+            more = check_piece(d, inner, field.p, field.size, depth + (what == PIECE_ARRAY or what == PIECE_MAP))
+            if more < 0:
+                return more
+
+
+cdef inline int piece_inside(int what, uint32_t number) noexcept nogil:
+    """Which message field ``number`` of a sub-message is, if it is one."""
+    if what == PIECE_ANY:
+        return PIECE_ARRAY if number == ANY_ARRAY else PIECE_MAP if number == ANY_MAP else PIECE_NONE
+    if what == PIECE_ARRAY:
+        return PIECE_ANY if number == 1 else PIECE_NONE
+    if what == PIECE_MAP:
+        return PIECE_KEY_VALUE if number == 1 else PIECE_NONE
+    if what == PIECE_KEY_VALUE:
+        return PIECE_ANY if number == 2 else PIECE_NONE
+    if what == PIECE_RESOURCE:
+        return PIECE_KEY_VALUE if number == 1 else PIECE_ENTITY_REF if number == 3 else PIECE_NONE
+    if what == PIECE_SCOPE:
+        return PIECE_KEY_VALUE if number == 3 else PIECE_NONE
+    return PIECE_NONE
+
+
+cdef int read_any(decoder_t *d, const uint8_t *p, size_t size, int depth, value_t *value) noexcept nogil:
     """One level of an AnyValue: the last member set wins; pieces of one array or map are joined."""
     cdef cursor_t c
     cdef field_t field
@@ -84,6 +133,9 @@ cdef int read_any(decoder_t *d, const uint8_t *p, size_t size, value_t *value) n
         if field.wire == BYTES and (field.number == ANY_ARRAY or field.number == ANY_MAP):
             if value.kind == <int> field.number:
                 pieces += 1
+                more = check_piece(d, PIECE_ARRAY if value.kind == ANY_ARRAY else PIECE_MAP, value.p, value.size, depth)
+                if more < 0:
+                    return more
             else:
                 pieces = 1
                 pieces_start = at
@@ -92,6 +144,10 @@ cdef int read_any(decoder_t *d, const uint8_t *p, size_t size, value_t *value) n
                                                 or field.number == 8))
                   or (field.wire == FIXED64 and field.number == ANY_DOUBLE)):
             continue
+        if unlikely_((value.kind == ANY_ARRAY or value.kind == ANY_MAP) and value.kind != <int> field.number):
+            more = check_piece(d, PIECE_ARRAY if value.kind == ANY_ARRAY else PIECE_MAP, value.p, value.size, depth)
+            if more < 0:
+                return more
         value.kind = field.number if field.number != 8 else ANY_NONE
         value.bits = field.value
         value.p = field.p
@@ -100,14 +156,16 @@ cdef int read_any(decoder_t *d, const uint8_t *p, size_t size, value_t *value) n
         return more
     if (value.kind == ANY_ARRAY or value.kind == ANY_MAP) and pieces > 1:
         # pieces_start lies behind the last other member, so only this run is joined.
-        more = join_split(d, pieces_start, p + size, value.kind, &whole)
+        more = join_split(d, pieces_start, p + size, value.kind,
+                          PIECE_ARRAY if value.kind == ANY_ARRAY else PIECE_MAP, depth, &whole)
         value.p = whole.p
         value.size = whole.size
     return more
 
 
-cdef int read_key_value(decoder_t *d, const uint8_t *p, size_t size, text_t *key, text_t *any_) noexcept nogil:
-    """A KeyValue: its key, and the bytes of its AnyValue."""
+cdef int read_key_value(decoder_t *d, const uint8_t *p, size_t size, int depth, text_t *key,
+                        text_t *any_) noexcept nogil:
+    """A KeyValue: its key, and the bytes of its AnyValue, which is at ``depth``."""
     cdef cursor_t c
     cdef field_t field
     cdef int more, pieces = 0
@@ -133,7 +191,7 @@ cdef int read_key_value(decoder_t *d, const uint8_t *p, size_t size, text_t *key
     if more < 0:
         return more
     if unlikely_(pieces > 1):
-        return join_split(d, p, p + size, 2, any_)
+        return join_split(d, p, p + size, 2, PIECE_ANY, depth, any_)
     return OK
 
 
@@ -174,7 +232,7 @@ cdef int append_json(decoder_t *d, const uint8_t *p, size_t size, int depth, buf
     cdef value_t value
     cdef uint8_t[32] small
     cdef size_t length
-    cdef int status = read_any(d, p, size, &value)
+    cdef int status = read_any(d, p, size, depth, &value)
     if status < 0:
         return status
     if depth > MAX_VALUE_DEPTH:
@@ -244,7 +302,7 @@ cdef int append_json_map(decoder_t *d, const uint8_t *p, size_t size, int depth,
     memset(&field, 0, sizeof(field))
     memset(&keys, 0, sizeof(keys))
     if out != NULL:
-        status = last_places(d, p, size, &keys, &entries)
+        status = last_places(d, p, size, depth, &keys, &entries)
         if status < 0:
             dictionary_free(&keys)
             return status
@@ -260,7 +318,7 @@ cdef int append_json_map(decoder_t *d, const uint8_t *p, size_t size, int depth,
             break
         if field.number != 1 or field.wire != BYTES:
             continue
-        status = read_key_value(d, field.p, field.size, &key, &any_)
+        status = read_key_value(d, field.p, field.size, depth + 1, &key, &any_)
         if status < 0:
             break
         entry += 1
@@ -289,7 +347,7 @@ cdef int append_json_map(decoder_t *d, const uint8_t *p, size_t size, int depth,
     return status
 
 
-cdef int last_places(decoder_t *d, const uint8_t *p, size_t size, dictionary_t *keys,
+cdef int last_places(decoder_t *d, const uint8_t *p, size_t size, int depth, dictionary_t *keys,
                      uint32_t *entries) noexcept nogil:
     """For each key of a KeyValueList the number of the last entry that has it, counted from 1."""
     cdef cursor_t c
@@ -306,7 +364,7 @@ cdef int last_places(decoder_t *d, const uint8_t *p, size_t size, dictionary_t *
             return more
         if field.number != 1 or field.wire != BYTES:
             continue
-        more = read_key_value(d, field.p, field.size, &key, &any_)
+        more = read_key_value(d, field.p, field.size, depth + 1, &key, &any_)
         if more < 0:
             return more
         entries[0] += 1
@@ -372,10 +430,15 @@ cdef int append_attribute(decoder_t *d, column_t *map, text_t *key, value_t *val
     if status < 0:
         return NO_MEMORY
     cut += status
-    status = append_value(d, value, &map.data, C_VALUE_BYTES_MAX)
-    if status < 0:
-        return status
-    cut += status
+    if unlikely_(d.content_bytes_max < C_VALUE_BYTES_MAX) and is_content(key):
+        status = append_value(d, value, &map.data, d.content_bytes_max)
+        if status < 0:
+            return status
+    else:
+        status = append_value(d, value, &map.data, C_VALUE_BYTES_MAX)
+        if status < 0:
+            return status
+        cut += status
     if d.counting:
         d.attributes_cut += cut
     return OK
@@ -448,10 +511,10 @@ cdef int record_attribute(decoder_t *d, column_t *map, record_t *record, const u
     cdef value_t value
     cdef int status
     if not plain_key_value(p, size, &key, &value):
-        status = read_key_value(d, p, size, &key, &any_)
+        status = read_key_value(d, p, size, 1, &key, &any_)
         if status < 0:
             return status
-        status = read_any(d, any_.p, any_.size, &value)
+        status = read_any(d, any_.p, any_.size, 1, &value)
         if status < 0:
             return status
     status = OK
@@ -510,10 +573,10 @@ cdef int group_attributes(decoder_t *d, column_t *map, const uint8_t *p, size_t 
                 if more < 0:
                     return more
             continue
-        more = read_key_value(d, field.p, field.size, &key, &any_)
+        more = read_key_value(d, field.p, field.size, 1, &key, &any_)
         if more < 0:
             return more
-        more = read_any(d, any_.p, any_.size, &value)
+        more = read_any(d, any_.p, any_.size, 1, &value)
         if more < 0:
             return more
         seen += 1
@@ -595,10 +658,10 @@ cdef int read_record(decoder_t *d, column_t *map, record_t *record, const uint8_
     if more < 0:
         return more
     if unlikely_(bodies > 1):
-        more = join_split(d, p, p + size, 5, &body)
+        more = join_split(d, p, p + size, 5, PIECE_ANY, 1, &body)
         if more < 0:
             return more
-    return read_any(d, body.p, body.size, &record.body)
+    return read_any(d, body.p, body.size, 1, &record.body)
 
 
 cdef inline int64_t clamp(decoder_t *d, uint64_t ns) noexcept nogil:
@@ -703,11 +766,11 @@ cdef int append_body(decoder_t *d, column_t *column, record_t *record) noexcept 
         return check_value(d, &record.body)
     if column.kind == KIND_LOW:
         d.scratch.size = 0
-        status = value_text(d, &record.body, &d.scratch)
+        status = OK if content_limit(d) != SIZE_MAX else value_text(d, &record.body, &d.scratch)
         if status < 0:
             return status
         return NO_MEMORY if column_append_text(column, d.scratch.data, d.scratch.size) < 0 else OK
-    status = append_value(d, &record.body, &column.data, SIZE_MAX)
+    status = append_value(d, &record.body, &column.data, content_limit(d))
     if status < 0:
         return status
     if column.nullable and buffer_append_byte(&column.nulls, 0) < 0:
@@ -739,6 +802,7 @@ cdef int decode_record(decoder_t *d, output_t *output, const uint8_t *p, size_t 
     status = read_record(d, map, &record, p, size)
     if status < 0:
         return status
+    name_event(d, &record)
     status = append_body(d, body, &record)
     if status < 0:
         return status
@@ -758,14 +822,21 @@ cdef int decode_record(decoder_t *d, output_t *output, const uint8_t *p, size_t 
 
 
 cdef int decode_into_all(decoder_t *d, const uint8_t *p, size_t size) noexcept nogil:
-    """One record into every output: 1 kept, 0 rejected, or a failure."""
-    cdef int i, status = 0
+    """One record into every output that takes it: 1 kept, 0 rejected, or a failure."""
+    cdef int i, more, status = 0
     cdef size_t joined = d.joined_count
     for i in range(d.output_count):
         d.counting = i == 0
-        status = decode_record(d, &d.outputs[i], p, size)
-        if status < 0:
-            return status
+        if d.outputs[i].genai == NULL:
+            status = decode_record(d, &d.outputs[i], p, size)
+            if status < 0:
+                return status
+            d.outputs[i].group_rows += status
+        elif status == 1 and is_genai(&d.event):
+            more = decode_genai(d, &d.outputs[i], p, size)
+            if more < 0:
+                return more
+            d.outputs[i].group_rows += 1
     while d.joined_count > joined:
         d.joined_count -= 1
         buffer_free(&d.joined[d.joined_count])
@@ -890,6 +961,8 @@ cdef int decode_scope_logs(decoder_t *d, group_t *group, const uint8_t *p, size_
     group.scope.size = 0
     group.scope_schema_url.p = p
     group.scope_schema_url.size = 0
+    for i in range(d.output_count):
+        d.outputs[i].group_rows = 0
     c.p = p
     c.end = p + size
     while True:
@@ -911,7 +984,7 @@ cdef int decode_scope_logs(decoder_t *d, group_t *group, const uint8_t *p, size_
             group.scope_schema_url.p = field.p
             group.scope_schema_url.size = field.size
     if more == 0 and unlikely_(scopes > 1):
-        more = join_split(d, p, p + size, 1, &group.scope)
+        more = join_split(d, p, p + size, 1, PIECE_SCOPE, 1, &group.scope)
     if more == 0:
         more = read_scope(d, group)
     if more == 0:
@@ -921,9 +994,11 @@ cdef int decode_scope_logs(decoder_t *d, group_t *group, const uint8_t *p, size_
     d.rows += rows
     for i in range(d.output_count):
         d.counting = i == 0
-        more = fill_group(d, &d.outputs[i], group, rows)
-        if more < 0:
-            return more
+        d.outputs[i].rows += d.outputs[i].group_rows
+        if d.outputs[i].group_rows:
+            more = fill_group(d, &d.outputs[i], group, d.outputs[i].group_rows)
+            if more < 0:
+                return more
     return OK
 
 
@@ -952,7 +1027,7 @@ cdef int decode_resource_logs(decoder_t *d, const uint8_t *p, size_t size) noexc
             group.resource_schema_url.p = field.p
             group.resource_schema_url.size = field.size
     if more == 0 and unlikely_(resources > 1):
-        more = join_split(d, p, p + size, 1, &group.resource)
+        more = join_split(d, p, p + size, 1, PIECE_RESOURCE, 1, &group.resource)
     if more == 0:
         more = check_group(d, &group)
     if more < 0:
@@ -987,7 +1062,7 @@ cdef int decode_request(decoder_t *d, const uint8_t *p, size_t size) noexcept no
                 return more
     if grown(d) > d.column_bytes_max:
         return TOO_LARGE
-    return fill_request(d, d.rows)
+    return fill_request(d)
 
 
 # ---------------------------------------------------------------- what Python calls
@@ -996,17 +1071,26 @@ cdef class OtlpPlan:
     """Which field of an OTLP log record feeds which column, for each output."""
 
     cdef tuple layouts
-    cdef list sources
+    cdef list sources, kept
+    cdef genai_plan_t genai[OUTPUTS_MAX]
 
-    def __init__(self, outputs):
+    def __init__(self, outputs, *, genai=()):
         if not 1 <= len(outputs) <= OUTPUTS_MAX:
             raise ValueError(f"a plan has 1 to {OUTPUTS_MAX} outputs")
+        if 0 in genai:
+            raise ValueError("the first output takes every record")
         self.layouts = tuple(tuple((str(n), str(t)) for n, t in layout) for layout, _ in outputs)
-        self.sources = [columns_of_sources(layout, feeds) for layout, (_, feeds) in zip(self.layouts, outputs)]
+        self.sources = []
+        self.kept = []
+        for i, (layout, (_, feeds)) in enumerate(zip(self.layouts, outputs)):
+            if i in genai:
+                feeds = plan_genai(&self.genai[<int> i], layout, dict(feeds), self.kept)
+            self.sources.append(columns_of_sources(layout, feeds))
 
 
 def otlp_protobuf(body, OtlpPlan plan not None, outputs, *, constants, int64_t arrival_ns,
-                  int64_t time_min_ns=0, int64_t time_max_ns=INT64_MAX, size_t column_bytes_max=256 << 20):
+                  int64_t time_min_ns=0, int64_t time_max_ns=INT64_MAX, size_t column_bytes_max=256 << 20,
+                  content_bytes_max=None):
     """An ExportLogsServiceRequest in protobuf. Raises Malformed, TooLarge; then nothing was written."""
     cdef decoder_t d
     cdef Py_buffer view
@@ -1014,6 +1098,8 @@ def otlp_protobuf(body, OtlpPlan plan not None, outputs, *, constants, int64_t a
     PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
     try:
         begin(&d, &view, arrival_ns, time_min_ns, time_max_ns, column_bytes_max)
+        if content_bytes_max is not None:
+            d.content_bytes_max = content_bytes_max
         return decode_otlp(&d, plan, outputs, constants, d.start, d.size, "not an OTLP logs request")
     finally:
         free_decoder(&d)
@@ -1022,11 +1108,14 @@ def otlp_protobuf(body, OtlpPlan plan not None, outputs, *, constants, int64_t a
 
 cdef object decode_otlp(decoder_t *d, OtlpPlan plan, outputs, dict constants, const uint8_t *p, size_t size,
                         str what):
-    cdef int status
+    cdef int status, i
     cdef object project_id = borrow(constants, "project_id", &d.project_id)
     cdef object dialect = borrow(constants, "dialect", &d.dialect)
     cdef object trace_id = borrow(constants, "trace_id", &d.trace_id)
     bind_outputs(d, plan.layouts, plan.sources, outputs)
+    for i in range(d.output_count):
+        if plan.genai[i].column_count:
+            d.outputs[i].genai = &plan.genai[i]
     status = decode_request(d, p, size)
     if status < 0:
         undo(outputs)

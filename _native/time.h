@@ -82,18 +82,34 @@ static inline int parse_rfc3339(const uint8_t *p, size_t n, int64_t *ns) {
     return 0;
 }
 
-/* A JSON number of seconds, read exactly from its digits; digits past nine decimals are cut (toward zero).
- * Outside the int64 range it saturates. 0, or -1 when p..p+n is not a JSON number. */
-static inline int parse_epoch_seconds(const uint8_t *p, size_t n, int64_t *ns) {
+/* A JSON number of 10^-`decimals` seconds (9 - decimals is how many digits a nanosecond is below), read
+ * exactly from its digits; what is below a nanosecond is cut (toward zero). Outside the int64 range it
+ * saturates. 0, or -1 when p..p+n is not a JSON number. */
+static inline int parse_epoch(const uint8_t *p, size_t n, int decimals, int64_t *ns) {
     decimal_t decimal;
     if (decimal_scan(p, n, &decimal) < 0)
         return -1;
     uint64_t magnitude = 0;
-    int state = decimal_whole(&decimal, 9, &magnitude);
+    int state = decimal_whole(&decimal, 9 - decimals, &magnitude);
     uint64_t limit = (uint64_t)INT64_MAX + (unsigned)decimal.negative;
     if (state == DECIMAL_TOO_LARGE || magnitude > limit)
         magnitude = limit;
     *ns = decimal.negative ? (int64_t)(0 - magnitude) : (int64_t)magnitude;
     return 0;
+}
+
+static inline int parse_epoch_seconds(const uint8_t *p, size_t n, int64_t *ns) {
+    return parse_epoch(p, n, 0, ns);
+}
+
+/* A JSON number of seconds, milliseconds, microseconds or nanoseconds since 1970, told apart by size:
+ * seconds below 10^11 reach to the year 5138, milliseconds from there on begin in 1973. */
+static inline int parse_epoch_any(const uint8_t *p, size_t n, int64_t *ns) {
+    double value;
+    if (parse_double(p, n, &value) < 0)
+        return -1;
+    if (value < 0)
+        value = -value;
+    return parse_epoch(p, n, value < 1e11 ? 0 : value < 1e14 ? 3 : value < 1e17 ? 6 : 9, ns);
 }
 #endif

@@ -68,6 +68,9 @@ class Decoded:
     def rows(self) -> int:
         """Records that became a row of the first output."""
     @property
+    def outputs(self) -> tuple[int, ...]:
+        """Rows written to each output."""
+    @property
     def rejected(self) -> Mapping[str, int]:
         """Records that did not, by reason."""
     @property
@@ -86,10 +89,16 @@ class OtlpPlan:
     """Which field of an OTLP log record feeds which column.
 
     ``outputs``: for each table its layout and its feeds (column name -> source, ``schema.SOURCES``).
-    Every record is written to every output.
+    Every record is written to every output; to those whose number is in ``genai`` only GenAI events
+    are, and their feeds may name attributes (``schema.GENAI_EVENTS``). Not the first one.
     """
 
-    def __init__(self, outputs: Sequence[tuple[Sequence[tuple[str, str]], Mapping[str, str]]]) -> None: ...
+    def __init__(
+        self,
+        outputs: Sequence[tuple[Sequence[tuple[str, str]], Mapping[str, str]]],
+        *,
+        genai: Sequence[int] = ...,
+    ) -> None: ...
 
 @final
 class EntryPlan:
@@ -135,11 +144,14 @@ def otlp_protobuf(
     time_min_ns: int = ...,
     time_max_ns: int = ...,
     column_bytes_max: int = ...,
+    content_bytes_max: int | None = ...,
 ) -> Decoded:
     """An ExportLogsServiceRequest in protobuf. Raises Malformed, TooLarge; then nothing was written.
 
     ``constants``: text for the sources ``project_id`` and ``dialect``, and for ``trace_id`` in rows
     that have none of their own. ``column_bytes_max``: by how much the columns may grow.
+    ``content_bytes_max``: how much is kept of what GenAI events were told and answered, in every
+    table; None is all of it.
     """
 
 def otlp_json(
@@ -152,6 +164,7 @@ def otlp_json(
     time_min_ns: int = ...,
     time_max_ns: int = ...,
     column_bytes_max: int = ...,
+    content_bytes_max: int | None = ...,
 ) -> Decoded:
     """The same in OTLP/JSON: the same rows as the protobuf of the same message."""
 

@@ -28,10 +28,12 @@ own reply; nothing else does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 
-class Problem(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Problem:
     """What is wrong with one record: its number from 0, the path of the field, what it must be."""
 
     index: int
@@ -55,9 +57,9 @@ class WeirError(Exception):
         super().__init__(message)
         self.log = log or message
         self.retry_after_s = retry_after_s
-
-
         self.notices: tuple[tuple[str, str], ...] = ()
+
+
 class SenderError(WeirError):
     """The sender must change something."""
 

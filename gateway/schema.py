@@ -2,8 +2,10 @@
 
 A table is nothing but this description. The compiled decoders are given the columns and build their
 plan from it at run time, so a table known only at run time needs no new compiled code. ``source``
-names the field of a record that feeds the column: one of ``SOURCES``. A column without a source is
-filled by name (an entry plan's rule) or with its type's default.
+names the field of a record that feeds the column: one of ``SOURCES``, or ``attribute:`` and the key of
+an attribute (tables of GenAI events). A column without a source is filled by name (an entry plan's
+rule) or with its type's default. Of several keys, separated by ``|``, the first one present counts;
+``@message`` and ``@choice`` are the body of events of that kind, ``@finish_reason`` is in the latter.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ SOURCES = (
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: ``type`` as ClickHouse spells it, ``source`` one of ``SOURCES`` or empty."""
+    """One column: ``type`` as ClickHouse spells it, ``source`` as above, or empty."""
 
     name: str
     type: str
@@ -136,33 +138,92 @@ GENAI_EVENTS = Table(
         Column("Timestamp", "DateTime64(9)", "when it happened", "time"),
         Column("ProjectId", _LOW, "the project the key belongs to", "project_id"),
         Column("EventName", _LOW, "gen_ai.* event name, without a leading event.", "event_name"),
-        Column("OperationName", _LOW, "gen_ai.operation.name"),
-        Column("ProviderName", _LOW, "gen_ai.provider.name, else gen_ai.system"),
-        Column("RequestModel", _LOW, "gen_ai.request.model"),
-        Column("ResponseModel", _LOW, "gen_ai.response.model"),
-        Column("ResponseId", "String", "gen_ai.response.id"),
-        Column("FinishReasons", "String", "gen_ai.response.finish_reasons as JSON"),
-        Column("ConversationId", "String", "gen_ai.conversation.id"),
-        Column("InputTokens", "Nullable(UInt64)", "gen_ai.usage.input_tokens, else .prompt_tokens"),
-        Column("OutputTokens", "Nullable(UInt64)", "gen_ai.usage.output_tokens, else .completion_tokens"),
-        Column("CacheReadTokens", "Nullable(UInt64)", "gen_ai.usage.cache_read.input_tokens"),
-        Column("CacheCreationTokens", "Nullable(UInt64)", "gen_ai.usage.cache_creation.input_tokens"),
-        Column("ReasoningTokens", "Nullable(UInt64)", "gen_ai.usage.reasoning.output_tokens"),
-        Column("Temperature", "Nullable(Float64)", "gen_ai.request.temperature"),
-        Column("TopP", "Nullable(Float64)", "gen_ai.request.top_p"),
-        Column("TopK", "Nullable(Float64)", "gen_ai.request.top_k"),
-        Column("MaxTokens", "Nullable(UInt64)", "gen_ai.request.max_tokens"),
-        Column("Seed", "Nullable(Int64)", "gen_ai.request.seed"),
-        Column("Stream", "Nullable(UInt8)", "gen_ai.request.stream: 1 streaming, 0 not"),
-        Column("ErrorType", _LOW, "error.type"),
-        Column("EvaluationName", _LOW, "gen_ai.evaluation.name"),
-        Column("EvaluationScore", "Nullable(Float64)", "gen_ai.evaluation.score.value"),
-        Column("EvaluationLabel", _LOW, "gen_ai.evaluation.score.label"),
-        Column("EvaluationExplanation", "String", "gen_ai.evaluation.explanation"),
-        Column("InputMessages", "String", "what was asked, as JSON text"),
-        Column("OutputMessages", "String", "what was answered, as JSON text"),
-        Column("UserId", "String", "user.id"),
-        Column("SessionId", "String", "session.id"),
+        Column("OperationName", _LOW, "gen_ai.operation.name", "attribute:gen_ai.operation.name"),
+        Column(
+            "ProviderName",
+            _LOW,
+            "gen_ai.provider.name, else gen_ai.system",
+            "attribute:gen_ai.provider.name|gen_ai.system",
+        ),
+        Column("RequestModel", _LOW, "gen_ai.request.model", "attribute:gen_ai.request.model"),
+        Column("ResponseModel", _LOW, "gen_ai.response.model", "attribute:gen_ai.response.model"),
+        Column("ResponseId", "String", "gen_ai.response.id", "attribute:gen_ai.response.id"),
+        Column(
+            "FinishReasons",
+            "String",
+            "gen_ai.response.finish_reasons as JSON",
+            "attribute:gen_ai.response.finish_reasons|@finish_reason",
+        ),
+        Column("ConversationId", "String", "gen_ai.conversation.id", "attribute:gen_ai.conversation.id"),
+        Column(
+            "InputTokens",
+            "Nullable(UInt64)",
+            "gen_ai.usage.input_tokens, else .prompt_tokens",
+            "attribute:gen_ai.usage.input_tokens|gen_ai.usage.prompt_tokens",
+        ),
+        Column(
+            "OutputTokens",
+            "Nullable(UInt64)",
+            "gen_ai.usage.output_tokens, else .completion_tokens",
+            "attribute:gen_ai.usage.output_tokens|gen_ai.usage.completion_tokens",
+        ),
+        Column(
+            "CacheReadTokens",
+            "Nullable(UInt64)",
+            "gen_ai.usage.cache_read.input_tokens",
+            "attribute:gen_ai.usage.cache_read.input_tokens",
+        ),
+        Column(
+            "CacheCreationTokens",
+            "Nullable(UInt64)",
+            "gen_ai.usage.cache_creation.input_tokens",
+            "attribute:gen_ai.usage.cache_creation.input_tokens",
+        ),
+        Column(
+            "ReasoningTokens",
+            "Nullable(UInt64)",
+            "gen_ai.usage.reasoning.output_tokens",
+            "attribute:gen_ai.usage.reasoning.output_tokens|gen_ai.usage.reasoning_tokens",
+        ),
+        Column(
+            "Temperature", "Nullable(Float64)", "gen_ai.request.temperature", "attribute:gen_ai.request.temperature"
+        ),
+        Column("TopP", "Nullable(Float64)", "gen_ai.request.top_p", "attribute:gen_ai.request.top_p"),
+        Column("TopK", "Nullable(Float64)", "gen_ai.request.top_k", "attribute:gen_ai.request.top_k"),
+        Column("MaxTokens", "Nullable(UInt64)", "gen_ai.request.max_tokens", "attribute:gen_ai.request.max_tokens"),
+        Column("Seed", "Nullable(Int64)", "gen_ai.request.seed", "attribute:gen_ai.request.seed"),
+        Column(
+            "Stream", "Nullable(UInt8)", "gen_ai.request.stream: 1 streaming, 0 not", "attribute:gen_ai.request.stream"
+        ),
+        Column("ErrorType", _LOW, "error.type", "attribute:error.type"),
+        Column("EvaluationName", _LOW, "gen_ai.evaluation.name", "attribute:gen_ai.evaluation.name"),
+        Column(
+            "EvaluationScore",
+            "Nullable(Float64)",
+            "gen_ai.evaluation.score.value",
+            "attribute:gen_ai.evaluation.score.value",
+        ),
+        Column("EvaluationLabel", _LOW, "gen_ai.evaluation.score.label", "attribute:gen_ai.evaluation.score.label"),
+        Column(
+            "EvaluationExplanation",
+            "String",
+            "gen_ai.evaluation.explanation",
+            "attribute:gen_ai.evaluation.explanation",
+        ),
+        Column(
+            "InputMessages",
+            "String",
+            "what was asked, as JSON text",
+            "attribute:gen_ai.input.messages|gen_ai.prompt|@message",
+        ),
+        Column(
+            "OutputMessages",
+            "String",
+            "what was answered, as JSON text",
+            "attribute:gen_ai.output.messages|gen_ai.completion|@choice",
+        ),
+        Column("UserId", "String", "user.id", "attribute:user.id|brokle.user_id"),
+        Column("SessionId", "String", "session.id", "attribute:session.id|brokle.session_id"),
         Column("TraceId", "String", "W3C trace id as 32 hex digits", "trace_id"),
         Column("SpanId", "String", "W3C span id as 16 hex digits", "span_id"),
         *_IDENTITY,

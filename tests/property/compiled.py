@@ -8,12 +8,19 @@ from typing import Any
 
 from gateway import _native
 from gateway.errors import Invalid, Malformed
-from gateway.schema import OTEL_LOGS, Table
+from gateway.schema import OTEL_LOGS, SOURCES, Table
 from tests.property.strategies import ARRIVAL_NS, TIME_MAX_NS, TIME_MIN_NS
 from tests.reference import entries, otlp, otlp_json
 from tests.reference.native_block import read_blocks
 
 CONSTANTS = {"project_id": "project-1", "dialect": "otlp"}
+
+
+def of_every_record(table: Table) -> dict[str, str]:
+    """The table's feeds that every record has: without those that only GenAI events have."""
+    return {name: source for name, source in table.feeds.items() if source in SOURCES}
+
+
 OTLP_PLAN = _native.OtlpPlan([(OTEL_LOGS.layout, OTEL_LOGS.feeds)])
 
 

@@ -12,7 +12,7 @@ from gateway import _native
 from gateway.schema import GENAI_EVENTS, OTEL_LOGS
 from tests.property import strategies
 from tests.property.clickhouse_rows import ClickHouseRows
-from tests.property.compiled import decode_otlp, reference_entries, reference_otlp
+from tests.property.compiled import decode_otlp, of_every_record, reference_entries, reference_otlp
 from tests.property.messages import Record, ResourceLogs, ScopeLogs, Style, Text, protobuf
 from tests.property.test_entries import DATASET, NUMBERS
 from tests.reference.entries import Output
@@ -160,7 +160,7 @@ def test_a_flipped_bit_in_a_cut_block_is_noticed(compression: str) -> None:
 
 def test_two_tables_cut_apart_keep_apart() -> None:
     first, second = _native.Columns(OTEL_LOGS.layout), _native.Columns(GENAI_EVENTS.layout)
-    plan = _native.OtlpPlan([(OTEL_LOGS.layout, OTEL_LOGS.feeds), (GENAI_EVENTS.layout, GENAI_EVENTS.feeds)])
+    plan = _native.OtlpPlan([(table.layout, of_every_record(table)) for table in (OTEL_LOGS, GENAI_EVENTS)])
     body = protobuf(_records(5), PLAIN)
     _native.otlp_protobuf(body, plan, [first, second], constants={}, arrival_ns=strategies.ARRIVAL_NS)
     before = second.native()

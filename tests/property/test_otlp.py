@@ -18,6 +18,7 @@ from tests.property.compiled import (
     bytes_left_by,
     compiled_otlp,
     decode_otlp,
+    of_every_record,
     outcome,
     reference_otlp,
     table_of,
@@ -284,7 +285,7 @@ def test_a_request_whose_columns_grow_too_much_is_refused_and_leaves_nothing() -
 @example(protobuf(EXAMPLE, PLAIN))
 def test_one_request_feeds_several_tables(body: bytes) -> None:
     tables = (OTEL_LOGS, GENAI_EVENTS, ERROR_EVENTS)
-    plan = _native.OtlpPlan([(table.layout, table.feeds) for table in tables])
+    plan = _native.OtlpPlan([(table.layout, of_every_record(table)) for table in tables])
     outputs = [_native.Columns(table.layout) for table in tables]
     decoded = _native.otlp_protobuf(
         body,
@@ -304,7 +305,7 @@ def test_one_request_feeds_several_tables(body: bytes) -> None:
 
 def test_a_refused_request_leaves_none_of_its_tables_touched() -> None:
     tables = (OTEL_LOGS, GENAI_EVENTS)
-    plan = _native.OtlpPlan([(table.layout, table.feeds) for table in tables])
+    plan = _native.OtlpPlan([(table.layout, of_every_record(table)) for table in tables])
     outputs = [_native.Columns(table.layout) for table in tables]
     body = protobuf(EXAMPLE, PLAIN)
     _native.otlp_protobuf(body, plan, outputs, constants=CONSTANTS, arrival_ns=strategies.ARRIVAL_NS)

@@ -40,7 +40,7 @@ LEVELS = {
     "heartbeat": 9,
 }  # fmt: skip
 _RFC_3339 = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:[.,](\d+))?(?:[Zz]|([+-])(\d\d)(?::?(\d\d))?)", re.ASCII
 )
 _INTEGERS = {
     **{f"UInt{bits}": (0, (1 << bits) - 1) for bits in (8, 16, 32, 64)},
@@ -204,8 +204,10 @@ class _Entry:
         if word == "time" and isinstance(value, Number):
             seconds = _finite(value)
             if seconds is not None:
+                # Told apart by size: seconds, milliseconds, microseconds, nanoseconds.
+                unit = sum(abs(float(value)) >= limit for limit in (1e11, 1e14, 1e17))
                 # Digits past nine are cut: towards zero.
-                return int(seconds * SECOND_NS)
+                return _saturated(int(seconds * SECOND_NS / 1000**unit))
         if word == "int" and isinstance(value, Number):
             low, high = _INTEGERS[type_.removeprefix("Nullable(").removesuffix(")")]
             number = _finite(value)
@@ -289,7 +291,7 @@ def as_json(value: Any) -> str:
 def rfc_3339(written: str) -> int | None:
     """Nanoseconds since 1970 of a date and time; None when it is none."""
     match = _RFC_3339.fullmatch(written)
-    if not match:
+    if not match or match.group(1) == "0000":
         return None
     year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
     fraction, sign, offset_hour, offset_minute = match.groups()[6:]
@@ -304,4 +306,8 @@ def rfc_3339(written: str) -> int | None:
         return None
     offset_s = (offset_hours * 60 + offset_minutes) * 60 * (-1 if sign == "-" else 1)
     seconds = days * 86_400 + hour * 3_600 + minute * 60 + second - offset_s
-    return seconds * SECOND_NS + int((fraction or "")[:9].ljust(9, "0"))
+    return _saturated(seconds * SECOND_NS + int((fraction or "")[:9].ljust(9, "0")))
+
+
+def _saturated(time_ns: int) -> int:
+    return max(-(1 << 63), min(time_ns, (1 << 63) - 1))
