@@ -61,19 +61,22 @@ class Context:
 
     Times outside [``time_min_ns``, ``time_max_ns``] are moved to its edge. ``column_bytes_max`` is
     what the rows of the request may grow the columns by; more is TooLarge.
+    ``content_bytes_max``: how much the project keeps of what GenAI events were told and answered;
+    None is all of it.
     """
 
     project_id: str
     time_min_ns: int
     time_max_ns: int
     column_bytes_max: int
+    content_bytes_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a request's records came to.
 
-    ``rows``: records stored. ``rejected``: records that were not, by reason; ``message`` says where
+    ``rows``: records stored. ``events``: how many of them are GenAI events too. ``rejected``: records that were not, by reason; ``message`` says where
     the first is and what to change. ``state`` is the dialect's own: what ``accepted`` needs and only
     ``decode`` knows (ids, an event count).
     """
@@ -83,6 +86,7 @@ class Outcome:
     message: str = ""
     attributes_cut: int = 0
     timestamps_clamped: int = 0
+    events: int = 0
     state: object = None
 
     @classmethod
@@ -94,6 +98,7 @@ class Outcome:
             message=decoded.message,
             attributes_cut=decoded.attributes_cut,
             timestamps_clamped=decoded.timestamps_clamped,
+            events=sum(decoded.outputs[1:]),
             state=state,
         )
 

@@ -26,7 +26,9 @@ from gateway.errors import SubscriptionRequired, UnsupportedMedia, WeirError
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
 
-PLAN = OtlpPlan([(schema.OTEL_LOGS.layout, schema.OTEL_LOGS.feeds)])
+_LOGS, _EVENTS = schema.OTEL_LOGS, schema.GENAI_EVENTS
+PLAN = OtlpPlan([(_LOGS.layout, _LOGS.feeds)])
+PLAN_WITH_EVENTS = OtlpPlan([(_LOGS.layout, _LOGS.feeds), (_EVENTS.layout, _EVENTS.feeds)], genai=[1])
 
 _JSON_OBJECT = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*["}]')
 
@@ -82,19 +84,31 @@ def encoding_of(media_type: str, body: bytes) -> str:
 def decode_as(
     encoding: str, body: bytes, context: Context, rows: Rows, constants: dict[str, str], arrival_ns: int
 ) -> Outcome:
-    """An ExportLogsServiceRequest into rows of ``otel_logs``; for every dialect that takes OTLP."""
+    """An ExportLogsServiceRequest into rows of ``otel_logs``, its GenAI events into rows of ``genai_events`` too.
+
+    For every dialect that takes OTLP.
+    """
     read = otlp_json if encoding == JSON else otlp_protobuf
+    plan, outputs = PLAN, [rows.columns(_LOGS.name)]
+    if _may_hold_events(encoding, body):
+        plan, outputs = PLAN_WITH_EVENTS, [*outputs, rows.columns(_EVENTS.name)]
     decoded = read(
         body,
-        PLAN,
-        [rows.columns(schema.OTEL_LOGS.name)],
+        plan,
+        outputs,
         constants={"project_id": context.project_id, **constants},
         arrival_ns=arrival_ns,
         time_min_ns=context.time_min_ns,
         time_max_ns=context.time_max_ns,
         column_bytes_max=context.column_bytes_max,
+        content_bytes_max=context.content_bytes_max,
     )
     return Outcome.of(decoded)
+
+
+def _may_hold_events(encoding: str, body: bytes) -> bool:
+    """Whether a GenAI event's name can be in the body. Most bodies hold none and need no second table."""
+    return b"gen_ai." in body or (encoding == JSON and b"\\u" in body)
 
 
 def accepted(request: Request, outcome: Outcome) -> Reply:
