@@ -30,12 +30,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from gateway import schema
 from gateway.config import DialectLimits
 from gateway.dialects import otlp, signals
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows, refusal_headers
@@ -101,10 +99,8 @@ def claims(key: str | None) -> bool:
 
 
 def decode(request: Request, body: bytes, context: Context, rows: Rows) -> Outcome:
-    """Raises UnsupportedMedia, Invalid (not OTLP, or no record at all), TooLarge. ``state`` is the event count."""
+    """Raises UnsupportedMedia, Invalid (not OTLP, or no record at all), TooLarge."""
     encoding = otlp.encoding_of(request.media_type, body)
-    events = rows.columns(schema.GENAI_EVENTS.name)
-    events_before = events.rows
     try:
         outcome = otlp.decode_as(encoding, body, context, rows, {"dialect": _NAME}, request.arrival_ns)
     except Malformed as error:
@@ -112,14 +108,14 @@ def decode(request: Request, body: bytes, context: Context, rows: Rows) -> Outco
         raise Invalid(str(error), log=error.log) from error
     if not outcome.rows and not outcome.rejections:
         raise Invalid("there is no log record in this request: send at least one in resourceLogs")
-    return replace(outcome, state=outcome.rows + events.rows - events_before)
+    return outcome
 
 
 def accepted(request: Request, outcome: Outcome) -> Reply:
     """200: the envelope, or an ExportLogsServiceResponse in protobuf."""
     if request.media_type == otlp.PROTOBUF:
         return otlp.accepted(request, outcome)
-    content: dict[str, Any] = {"data": _batch(request, event_count=outcome.state)}
+    content: dict[str, Any] = {"data": _batch(request, event_count=outcome.rows + outcome.events)}
     if outcome.rejections:
         content["partialSuccess"] = {
             "rejectedLogRecords": str(outcome.rejections),
