@@ -85,7 +85,7 @@ class App:
         )
         parts.push_async_callback(admin.stop, _PROBE_STOP_S)
         admin_addresses = await admin.start()
-        dialects = registry(config.limits)
+        dialects = registry(config.limits, config.ndjson)
         ingest = IngestServer(config.ingest.listen, self._house(gate, delivery), dialects)
         parts.push_async_callback(ingest.stop, config.shutdown.requests_ms_max / 1000)
         self.listen = {

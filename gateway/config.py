@@ -134,6 +134,25 @@ class DialectLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 64 * MiB
 
 
+class CountedLimits(DialectLimits, frozen=True, forbid_unknown_fields=True):
+    """How much one request may carry."""
+
+    entries_max: Annotated[
+        int, Meta(ge=1, description="Entries of one request; the dialect says what comes of more.")
+    ] = 10_000
+
+
+class Ndjson(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which members of a line on /v1/ndjson mean what; empty: none. The others are kept as attributes."""
+
+    time: Annotated[str, Meta(description="When it happened: RFC 3339 or epoch seconds.")] = "timestamp"
+    level: Annotated[str, Meta(description="Its level.")] = "level"
+    message: Annotated[str, Meta(description="Its text.")] = "message"
+    service: Annotated[str, Meta(description="The service it is from.")] = "service"
+    trace_id: Annotated[str, Meta(description="The trace it belongs to.")] = "trace_id"
+    span_id: Annotated[str, Meta(description="The span it belongs to.")] = "span_id"
+
+
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What keeps one sender from taking everything."""
 
@@ -160,6 +179,16 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     loguro: DialectLimits = msgspec.field(
         default_factory=lambda: DialectLimits(body_bytes_max=1 * MiB, inflated_bytes_max=1 * MiB)
     )
+    proliferate: CountedLimits = msgspec.field(
+        default_factory=lambda: CountedLimits(body_bytes_max=1 * MiB, inflated_bytes_max=1 * MiB, entries_max=100)
+    )
+    streamlogia: DialectLimits = msgspec.field(
+        default_factory=lambda: DialectLimits(body_bytes_max=10 * MiB, inflated_bytes_max=10 * MiB)
+    )
+    streamlogia_bulk: CountedLimits = msgspec.field(
+        default_factory=lambda: CountedLimits(body_bytes_max=8 * MiB, inflated_bytes_max=8 * MiB, entries_max=10_000)
+    )
+    ndjson: DialectLimits = msgspec.field(default_factory=DialectLimits)
     brokle: DialectLimits = msgspec.field(default_factory=DialectLimits)
 
 
@@ -191,8 +220,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clickhouse: ClickHouse = msgspec.field(default_factory=ClickHouse)
     postgres: Postgres = msgspec.field(default_factory=Postgres)
     keys: Keys = msgspec.field(default_factory=Keys)
+    quotas: Quotas = msgspec.field(default_factory=Quotas)
     delivery: Delivery = msgspec.field(default_factory=Delivery)
     limits: Limits = msgspec.field(default_factory=Limits)
+    ndjson: Ndjson = msgspec.field(default_factory=Ndjson)
     shutdown: Shutdown = msgspec.field(default_factory=Shutdown)
     log: Log = msgspec.field(default_factory=Log)
 
@@ -220,7 +251,6 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     if path is None and DEFAULT_PATH.is_file():
         path = DEFAULT_PATH
     problems: list[str] = []
-    quotas: Quotas = msgspec.field(default_factory=Quotas)
     leaves = _from_file(path, problems) if path else {}
     leaves |= _from_environment(environ, problems)
     _read_secrets(leaves, environ, problems)
@@ -243,7 +273,9 @@ def contradictions(config: Config) -> Iterator[str]:
     yield from _bad_addresses(config)
     delivery, limits, stop = config.delivery, config.limits, config.shutdown
     shard_bytes = delivery.ring_bytes_max // delivery.shards
-    for name, dialect in (("otlp", limits.otlp), ("loguro", limits.loguro), ("brokle", limits.brokle)):
+    for name, dialect in ((name, getattr(limits, name)) for name in Limits.__struct_fields__):
+        if not isinstance(dialect, DialectLimits):
+            continue
         if dialect.body_bytes_max > dialect.inflated_bytes_max:
             yield (
                 f"limits.{name}.body_bytes_max ({dialect.body_bytes_max}) is more than "

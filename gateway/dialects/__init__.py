@@ -5,15 +5,18 @@ A new dialect is one file, one word in ``registry`` and a folder of cases in ``t
 
 from __future__ import annotations
 
-from gateway.config import Limits
-from gateway.dialects import brokle, loguro, otlp, signals
+from gateway.config import Limits, Ndjson
+from gateway.dialects import brokle, loguro, ndjson, otlp, proliferate, signals, streamlogia
 from gateway.dialects.dialect import Dialect
 
 
-def registry(limits: Limits) -> tuple[Dialect, ...]:
-    """Every dialect, in the order in which they may claim a request."""
+def registry(limits: Limits, names: Ndjson) -> tuple[Dialect, ...]:
+    """Every dialect, in the order in which they may claim a request. ``names``: what NDJSON calls its members."""
     return (
         loguro.dialect(limits.loguro),
+        *proliferate.dialects(limits.proliferate),
+        *streamlogia.dialects(limits.streamlogia, limits.streamlogia_bulk),
+        ndjson.dialect(limits.ndjson, names),
         # Brokle's keys go before everybody's on the paths both answer.
         *brokle.dialects(limits.brokle),
         otlp.dialect(limits.otlp),

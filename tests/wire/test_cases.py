@@ -3,25 +3,31 @@
 A case is a folder:
 
     request.http   request line and headers, as sent; {loguro} and the like stand for the demo project's
-                   keys; Content-Length is added unless it or Transfer-Encoding is there
+                   keys, in the body too; Content-Length is added unless it or Transfer-Encoding is there
     body.*         the body as sent: .pb protobuf, .json, .gz and so on; none: no body
     body.make.json instead of it, for bodies too large to keep: {"unit": text, "bytes": size, "encoding": gzip}
     reply.json     status, some headers, and the body: parsed; a protobuf reply by its field names
     rows.json      the rows of otel_logs in order, without empty columns; none: no rows
+    genai.json     the same of genai_events
+    errors.json    the same of error_events
 
 In a row ``{arrival}`` is the time of the request, ``{latest}`` and ``{oldest}`` are where a time too far
-ahead or behind is moved to, and ``{project}`` is the demo project. After each case a good
-request on the same path must be accepted and stored, whatever the case was.
+ahead or behind is moved to, and ``{project}`` is the demo project. In a row and in the
+reply ``{id 0}``, ``{id 1}``, ... are the ids the gateway made for the rows. In the reply ``{arrival}`` is
+also a time in seconds, ``{ulid}`` a ULID of that time, and ``{request id}`` the one the gateway made. After
+each case a good request on the same path must be accepted and stored, whatever the case was.
 """
 
 from __future__ import annotations
 
+import calendar
 import gzip
 import json
+import re
 import socket
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -33,6 +39,8 @@ from google.protobuf.json_format import MessageToDict
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 
+from gateway.config import Config
+from gateway.dialects import registry
 from tests.support.gateway import Gateway
 
 CASES = Path(__file__).parent / "cases"
@@ -51,11 +59,18 @@ CHUNK = 7
 MUTATIONS = 400
 # The identity of a row is delivery's business, and different each time.
 _ROWS = """
-SELECT * EXCEPT (SpoolFrame, SpoolRow)
-    REPLACE (toString(toUnixTimestamp64Nano(Timestamp)) AS Timestamp,
-             toString(toUnixTimestamp64Nano(ObservedTimestamp)) AS ObservedTimestamp)
-FROM otel_logs WHERE SpoolFrame NOT IN (SELECT SpoolFrame FROM seen_frames) ORDER BY SpoolFrame, SpoolRow
+SELECT * EXCEPT (SpoolFrame, SpoolRow) REPLACE ({times})
+FROM {table} WHERE SpoolFrame NOT IN (SELECT SpoolFrame FROM seen_frames) ORDER BY SpoolFrame, SpoolRow
 """
+_TIMES = {
+    "otel_logs": ("Timestamp", "ObservedTimestamp"),
+    "error_events": ("Timestamp",),
+    "genai_events": ("Timestamp",),
+}
+_IDS = ("RecordId", "EventId")
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_ULID = re.compile(rf"[0-7][{_CROCKFORD}]{{25}}")
+_SECOND = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +116,7 @@ def request_bytes(gateway: Gateway, head: str, body: bytes) -> bytes:
     """A case's request as it goes over the wire."""
     for name, key in gateway.demo["keys"].items():
         head = head.replace("{" + name + "}", key)
+        body = body.replace(b"{%b}" % name.encode(), key.encode())
     lowered = head.lower()
     if "transfer-encoding: chunked" in lowered:
         pieces = [body[at : at + CHUNK] for at in range(0, len(body), CHUNK)]
@@ -138,29 +154,35 @@ def body_of(folder: Path) -> bytes:
 def good_request(folder: Path) -> tuple[str, bytes, str]:
     """Head, body and message of a request that is accepted on the path of the case's dialect."""
     message = f"after {folder.parent.name}/{folder.name}"
-    if folder.parent.name == "loguro":
-        return (
-            "POST / HTTP/1.1\nHost: test\nAuthorization: Bearer {loguro}\n",
-            json.dumps({"level": "info", "message": message}).encode(),
-            message,
-        )
+    entry = {"level": "info", "message": message, "source": "test"}
+    path, entries = {
+        "loguro": ("/", entry),
+        "proliferate": ("/api/v1/logs/batch", {"logs": [entry]}),
+        "streamlogia": ("/v1/ingest", [entry]),
+        "ndjson": ("/v1/ndjson", entry),
+    }.get(folder.parent.name, ("", None))
+    if path:
+        head = f"POST {path} HTTP/1.1\nHost: test\nAuthorization: Bearer {{loguro}}\n"
+        return head, json.dumps(entries).encode(), message
     records = {"resourceLogs": [{"scopeLogs": [{"logRecords": [{"body": {"stringValue": message}}]}]}]}
-    head = "POST /v1/logs HTTP/1.1\nHost: test\nX-API-Key: {loguro}\nContent-Type: application/json\n"
+    key = "{brokle}" if folder.parent.name == "brokle" else "{loguro}"
+    head = f"POST /v1/logs HTTP/1.1\nHost: test\nX-API-Key: {key}\nContent-Type: application/json\n"
     return head, json.dumps(records).encode(), message
 
 
-def stored_rows(gateway: Gateway) -> list[dict[str, Any]]:
+def stored_rows(gateway: Gateway, table: str = "otel_logs") -> list[dict[str, Any]]:
     """The rows that came since the last call, in the order they were accepted in, without empty columns."""
     gateway.wait_until_stored()
-    rows = gateway.query(_ROWS)
-    gateway.query("INSERT INTO seen_frames SELECT DISTINCT SpoolFrame FROM otel_logs")
-    return [{name: value for name, value in row.items() if value not in ("", 0, {})} for row in rows]
+    times = ", ".join(f"toString(toUnixTimestamp64Nano({name})) AS {name}" for name in _TIMES[table])
+    rows = gateway.query(_ROWS.format(table=table, times=times))
+    gateway.query(f"INSERT INTO seen_frames SELECT DISTINCT SpoolFrame FROM {table}")
+    return [{name: value for name, value in row.items() if value not in ("", 0, {}, None)} for row in rows]
 
 
 def readable(row: dict[str, Any], project: str, began_ns: int, ended_ns: int) -> dict[str, Any]:
     """A row as ``rows.json`` writes it: times as RFC 3339 with nanoseconds, or as what they are relative to arrival."""
     row = dict(row)
-    for name in ("Timestamp", "ObservedTimestamp"):
+    for name in row.keys() & {"Timestamp", "ObservedTimestamp"}:
         moment_ns = int(row[name])
         seconds, fraction = divmod(moment_ns, SECOND_NS)
         row[name] = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{fraction:09d}Z"
@@ -179,16 +201,60 @@ def test_case(gateway: Gateway, folder: Path) -> None:
     head, body, message = good_request(folder)
     after = exchange(gateway, head, body)
     ended_ns = time.time_ns()
-    rows = [readable(row, gateway.demo["project_id"], began_ns, ended_ns) for row in stored_rows(gateway)]
+    rows, errors, genai = (
+        [readable(row, gateway.demo["project_id"], began_ns, ended_ns) for row in stored_rows(gateway, table)]
+        for table in _TIMES
+    )
+    content = with_ids_named(reply.content(), (*rows, *errors), body_of(folder))
+    names = {gateway.demo["project_id"]: "{project}"}
+    if "\nx-request-id:" not in (folder / "request.http").read_text().lower():
+        names[reply.headers["x-request-id"]] = "{request id}"
+    content = with_moments_named(content, names, began_ns, ended_ns)
 
     expected = json.loads((folder / "reply.json").read_text())
-    assert {"status": reply.status, "body": reply.content()} == {name: expected[name] for name in ("status", "body")}
+    assert {"status": reply.status, "body": content} == {name: expected[name] for name in ("status", "body")}
     assert {name: reply.headers.get(name) for name in expected["headers"]} == expected["headers"]
     assert reply.headers["x-request-id"]
     assert after.status in (200, 202)
     assert rows.pop()["Body"] == message
-    rows_path = folder / "rows.json"
-    assert rows == (json.loads(rows_path.read_text()) if rows_path.exists() else [])
+    assert rows == expected_rows(folder / "rows.json")
+    assert errors == expected_rows(folder / "errors.json")
+    assert genai == expected_rows(folder / "genai.json")
+
+
+def with_ids_named(content: Any, rows: Iterable[dict[str, Any]], sent: bytes) -> Any:
+    """The reply's content with ``{id 0}`` and so on for ids that were made for the rows; the rows likewise."""
+    text = json.dumps(content)
+    made = 0
+    for row in rows:
+        for name in row.keys() & set(_IDS):
+            if row[name].encode() not in sent and json.dumps(row[name]) in text:
+                text = text.replace(row[name], f"{{id {made}}}")
+                row[name] = f"{{id {made}}}"
+                made += 1
+    return json.loads(text)
+
+
+def with_moments_named(content: Any, names: dict[str, str], began_ns: int, ended_ns: int) -> Any:
+    """The reply's content with what differs each time by its name: a word of ``names``, a ULID, a time."""
+    if isinstance(content, dict):
+        return {name: with_moments_named(inner, names, began_ns, ended_ns) for name, inner in content.items()}
+    if not isinstance(content, str):
+        return content
+    if content in names:
+        return names[content]
+    if _ULID.fullmatch(content):
+        letters = [_CROCKFORD.index(letter) for letter in content[:10]]
+        moment_ms = sum(value << 5 * place for place, value in enumerate(reversed(letters)))
+        return "{ulid}" if began_ns // 1_000_000 <= moment_ms <= ended_ns // 1_000_000 else content
+    if _SECOND.fullmatch(content):
+        moment_s = calendar.timegm(time.strptime(content, "%Y-%m-%dT%H:%M:%SZ"))
+        return "{arrival}" if began_ns // SECOND_NS <= moment_s <= ended_ns // SECOND_NS else content
+    return content
+
+
+def expected_rows(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def test_no_mutation_of_a_request_fails_the_gateway(gateway: Gateway) -> None:
@@ -238,10 +304,14 @@ def test_the_counts_add_up(gateway: Gateway) -> None:
 
     assert total("requests_received") == total("requests_accepted") + total("requests_refused") > 0
     assert total("records_received") == total("records_accepted") + total("records_rejected") > 0
-    assert total("records_accepted") == total("rows_accepted") == total("rows_stored")
+    assert total("rows_accepted") == total("rows_stored")
+    # A GenAI event is a row of two tables.
+    events = metrics['weir_rows_accepted_total{table="genai_events"}']
+    assert total("records_accepted") == total("rows_accepted") - events > 0 < events
     assert not [sample for sample in metrics if 'reason="internal"' in sample]
 
 
 def test_every_dialect_has_cases_and_no_folder_is_forgotten() -> None:
-    assert {folder.parent.name for folder in FOLDERS} == {"loguro", "otlp"}
+    there = {dialect.name for dialect in registry(Config().limits, Config().ndjson)}
+    assert {folder.parent.name for folder in FOLDERS} == there
     assert [path for path in CASES.glob("*/*") if path not in FOLDERS] == []
