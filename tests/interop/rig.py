@@ -1,0 +1,113 @@
+"""A running gateway that senders are pointed at, with a project for each test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.gateway import Gateway
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = int(os.environ.get("WEIR_INTEROP_RECORDS", "3000"))
+"""How many records each sender is given to send; ``make interop`` asks for many more."""
+SENDER_S = 240.0
+KEY_S = 5.0
+
+
+class Weir(Gateway):
+    """The gateway and its management commands."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        super().__init__(data_dir, **settings)
+        self._commands = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("WEIR__")},
+            "WEIR__DATA_DIR": str(data_dir),
+        }
+        self._projects = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.ingest[0]}"
+
+    def command(self, *arguments: str) -> Any:
+        """``weir ... --json``, parsed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", *arguments, "--json"],
+            env=self._commands, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def project(self) -> Project:
+        """A new project, without keys or rows."""
+        self._projects += 1
+        slug = f"interop-{self._projects}"
+        return Project(self, slug, self.command("projects", "create", slug)["id"])
+
+
+@dataclass(frozen=True)
+class Project:
+    """Whose rows a test looks at."""
+
+    weir: Weir
+    slug: str
+    id: str
+
+    def key(self, dialect: str, *, origins: Sequence[str] = ()) -> str:
+        """The secret of a new key, once the gateway knows it; a browser key when it has origins."""
+        kind = ("--kind", "browser", "--origins", *origins) if origins else ()
+        made = self.weir.command("keys", "create", "--project", self.slug, "--dialect", dialect, *kind)
+        secret = str(made["secret"])
+        headers = {"Authorization": f"Bearer {secret}"} | ({"Origin": origins[0]} if origins else {})
+        deadline = time.monotonic() + KEY_S
+        while post(f"{self.weir.url}/", b"{", headers)[0] == 401:
+            assert time.monotonic() < deadline, "the gateway does not know its new key"
+            time.sleep(0.02)
+        return secret
+
+    def rows(self, table: str = "otel_logs", order: str = "Timestamp, SpoolFrame, SpoolRow") -> list[dict[str, Any]]:
+        """Everything accepted for this project, once it is stored; times in nanoseconds."""
+        self.weir.wait_until_stored()
+        observed = "toInt64(toUnixTimestamp64Nano(ObservedTimestamp)) AS ObservedTimestamp,"
+        return self.weir.query(
+            f"SELECT * EXCEPT (SpoolFrame, SpoolRow) REPLACE ({observed if table == 'otel_logs' else ''} "
+            f"toInt64(toUnixTimestamp64Nano(Timestamp)) AS Timestamp) FROM {table} "
+            f"WHERE ProjectId = '{self.id}' ORDER BY {order}",
+            {"output_format_json_quote_64bit_integers": "0"},
+        )
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    """Status and body of the answer."""
+    request = urllib.request.Request(url, body, dict(headers), method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def send(command: Sequence[str], task: Mapping[str, Any], **environ: str) -> dict[str, Any]:
+    """Runs a sender: its task goes in as JSON, what it logged and what went wrong comes back as JSON."""
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OTEL_", "STREAMLOGIA_", "BROKLE_", "PROLIFERATE_", "PYTHON", "WEIR"))
+    }
+    done = subprocess.run(
+        command, input=json.dumps(task), env={**clean, **environ}, cwd="/", capture_output=True, text=True,
+        timeout=SENDER_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
