@@ -76,9 +76,9 @@ class Context:
 class Outcome:
     """What a request's records came to.
 
-    ``rows``: records stored. ``events``: how many of them are GenAI events too. ``rejected``: records that were not, by reason; ``message`` says where
-    the first is and what to change. ``state`` is the dialect's own: what ``accepted`` needs and only
-    ``decode`` knows (ids, an event count).
+    ``rows``: records stored. ``events``: how many of them are GenAI events too. ``rejected``: records
+    that were not stored, by reason; ``message`` says where the first is and what to change. ``state``
+    is the dialect's own: what ``accepted`` needs and only ``decode`` knows (ids, an event count).
     """
 
     rows: int
