@@ -4,8 +4,9 @@
     weir check [--connect]          are the settings usable, and do ClickHouse and Postgres answer
     weir config print | schema      the settings in force, secrets masked; their JSON Schema
     weir migrate [--dry-run]        bring Postgres and ClickHouse to this version
-    weir projects create | list
-    weir keys create | list | revoke
+    weir projects create | list | set
+    weir plans set | list
+    weir keys create | list | set | revoke
 
 Management commands speak to Postgres: the configured one, that of a gateway running on the same data
 directory, or one started for the moment. Exit codes: 0 done, 1 failed, 2 wrong usage.
@@ -103,7 +104,21 @@ def parser() -> argparse.ArgumentParser:
     create = add(projects, "create", projects_create, "Create a project.")
     create.add_argument("slug", help="a short name, a-z 0-9 -")
     create.add_argument("--name", default="", help="a name for people")
-    add(projects, "list", projects_list, "List the projects.")
+    add(projects, "list", projects_list, "List the projects, their quotas, and what they used of them this month.")
+    set_ = add(projects, "set", projects_set, "Change what a project may send; takes effect within a second.")
+    set_.add_argument("slug")
+    set_.add_argument("--plan", metavar="NAME", help="as `weir plans list` prints it")
+    _add_records(set_, "0: what its plan says")
+    active = set_.add_mutually_exclusive_group()
+    active.add_argument("--active", action="store_true", default=None, help="its subscription is active")
+    active.add_argument("--inactive", dest="active", action="store_false", help="accept nothing for it")
+
+    plans = group("plans", "What the projects on them may send.")
+    set_ = add(plans, "set", plans_set, "Make a plan, or change one.")
+    set_.add_argument("name", help="a short name, a-z 0-9 -")
+    _add_records(set_, "0: unlimited")
+    _add_rate(set_, "0: keys.requests_per_minute of the settings")
+    add(plans, "list", plans_list, "List the plans.")
 
     keys = group("keys", "Who may send.")
     create = add(keys, "create", keys_create, "Create a key. Its secret is printed once and never again.")
@@ -114,11 +129,23 @@ def parser() -> argparse.ArgumentParser:
     create.add_argument(
         "--origins", nargs="+", default=[], metavar="ORIGIN", help="of a browser key: https://app.example"
     )
+    _add_rate(create, "0: what the plan or the settings say")
     list_ = add(keys, "list", keys_list, "List the keys, without their secrets.")
     list_.add_argument("--project", metavar="SLUG")
+    set_ = add(keys, "set", keys_set, "Change how often a key may be used; takes effect within a second.")
+    set_.add_argument("key_id", metavar="KEY_ID", help="as `weir keys list` prints it")
+    _add_rate(set_, "0: what the plan or the settings say", required=True)
     revoke = add(keys, "revoke", keys_revoke, "Revoke a key, for ever, within a second.")
     revoke.add_argument("key_id", metavar="KEY_ID", help="as `weir keys list` prints it")
     return root
+
+
+def _add_records(to: argparse.ArgumentParser, without: str) -> None:
+    to.add_argument("--monthly-records", type=int, metavar="N", help=f"records a calendar month (UTC); {without}")
+
+
+def _add_rate(to: argparse.ArgumentParser, without: str, *, required: bool = False) -> None:
+    to.add_argument("--requests-per-minute", type=int, metavar="N", required=required, help=f"with one key; {without}")
 
 
 class _Version(argparse.Action):
@@ -217,6 +244,36 @@ async def projects_list(arguments: Arguments, settings: Config) -> int:
     return DONE
 
 
+async def projects_set(arguments: Arguments, settings: Config) -> int:
+    async with _management(settings) as store:
+        project = await store.set_project(
+            arguments.slug,
+            plan=arguments.plan,
+            monthly_records=arguments.monthly_records,
+            active=arguments.active,
+        )
+    _print(msgspec.to_builtins(project), arguments.json)
+    return DONE
+
+
+async def plans_set(arguments: Arguments, settings: Config) -> int:
+    async with _management(settings) as store:
+        plan = await store.set_plan(
+            arguments.name,
+            monthly_records=arguments.monthly_records,
+            requests_per_minute=arguments.requests_per_minute,
+        )
+    _print(msgspec.to_builtins(plan), arguments.json)
+    return DONE
+
+
+async def plans_list(arguments: Arguments, settings: Config) -> int:
+    async with _management(settings) as store:
+        plans = await store.list_plans()
+    _print(msgspec.to_builtins(plans), arguments.json)
+    return DONE
+
+
 async def keys_create(arguments: Arguments, settings: Config) -> int:
     async with _management(settings) as store:
         key, secret = await store.create_key(
@@ -225,6 +282,7 @@ async def keys_create(arguments: Arguments, settings: Config) -> int:
             dialect=arguments.dialect,
             name=arguments.name,
             origins=arguments.origins,
+            requests_per_minute=arguments.requests_per_minute,
         )
     _print({**msgspec.to_builtins(key), "secret": secret}, arguments.json)
     if not arguments.json:
@@ -236,6 +294,13 @@ async def keys_list(arguments: Arguments, settings: Config) -> int:
     async with _management(settings) as store:
         keys = await store.list_keys(arguments.project)
     _print(msgspec.to_builtins(keys), arguments.json)
+    return DONE
+
+
+async def keys_set(arguments: Arguments, settings: Config) -> int:
+    async with _management(settings) as store:
+        key = await store.set_key(arguments.key_id, requests_per_minute=arguments.requests_per_minute)
+    _print(msgspec.to_builtins(key), arguments.json)
     return DONE
 
 

@@ -7,8 +7,9 @@ most; it is renewed when half of it is used, and given back when it is not. Leas
 exceed the quota, so:
 
     Postgres answers     all gateways together accept the quota, and the rest of the requests that cross
-                         it. One of them may refuse a moment before the others have used their leases:
-                         0.5 % early at most for each other gateway, while those are busy.
+                         it, and what arrives beyond a lease while it is renewed (milliseconds). One of
+                         them may refuse a moment before the others have used their leases: 0.5 % early
+                         at most for each other gateway, while those are busy.
     Postgres is away     nobody is refused for that. Each process counts on from the sum it last heard,
                          so it accepts what was left then: n processes at most n times that.
     restart without it   the counts are read from a file that is written at a stop, every five seconds

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.tenants.minting import CHECKSUM_CHARS, is_damaged, mint
 from gateway.tenants.postgres import AlreadyThere, ControlStore, KeyFeed, Missing, NotAcceptable
+from gateway.tenants.records import Plan
 
 ALPHANUMERIC_40 = "[0-9A-Za-z]{40}"
 
@@ -149,6 +150,7 @@ async def test_every_change_of_keys_is_counted(store: ControlStore, dsn: str, sq
         numbers.append(await feed.change())
         for statement in (
             "UPDATE projects SET slug = 'renamed' WHERE slug = 'demo'",
+            "UPDATE plans SET monthly_records = 5 WHERE name = 'unlimited'",
             "DELETE FROM keys",
             "TRUNCATE keys",
         ):
@@ -157,3 +159,59 @@ async def test_every_change_of_keys_is_counted(store: ControlStore, dsn: str, sq
         assert numbers == sorted(set(numbers))
     finally:
         feed.close()
+
+
+async def test_a_project_is_on_the_unlimited_plan_until_it_is_set(store: ControlStore) -> None:
+    project = (await store.list_projects())[0]
+    assert (project.plan, project.active, project.monthly_records, project.used_records) == ("unlimited", True, None, 0)
+    assert await store.list_plans() == [Plan("unlimited", None, None)]
+
+
+async def test_what_is_set_for_a_project_goes_before_its_plan(store: ControlStore) -> None:
+    assert await store.set_plan("small", monthly_records=1_000) == Plan("small", 1_000, None)
+    assert await store.set_plan("small", requests_per_minute=60) == Plan("small", 1_000, 60)
+    project = await store.set_project("demo", plan="small")
+    assert (project.plan, project.monthly_records) == ("small", 1_000)
+    assert (await store.set_project("demo", monthly_records=5)).monthly_records == 5
+    assert (await store.set_project("demo", active=False)).monthly_records == 5
+    assert (await store.set_project("demo", monthly_records=0)).monthly_records == 1_000
+    assert await store.set_plan("small", monthly_records=0) == Plan("small", None, 60)
+    listed = {project.slug: project for project in await store.list_projects()}
+    assert (listed["demo"].plan, listed["demo"].monthly_records, listed["demo"].active) == ("small", None, False)
+    assert (listed["other"].plan, listed["other"].active) == ("unlimited", True)
+
+
+async def test_a_keys_rate_is_its_own_or_its_plans(store: ControlStore) -> None:
+    await store.set_plan("small", requests_per_minute=60)
+    await store.set_project("demo", plan="small")
+    record, _ = await store.create_key("demo", kind="server", dialect="otlp")
+    assert record.requests_per_minute == 60
+    assert (await store.set_key(record.id, requests_per_minute=7)).requests_per_minute == 7
+    assert [key.requests_per_minute for key in await store.list_keys()] == [7]
+    assert (await store.set_key(record.id, requests_per_minute=0)).requests_per_minute == 60
+
+
+async def test_limits_that_make_no_sense_are_refused(store: ControlStore) -> None:
+    record, _ = await store.create_key("demo", kind="server", dialect="otlp")
+    for number in (-1, 2**31):
+        with pytest.raises(NotAcceptable, match="number from 1 to"):
+            await store.set_key(record.id, requests_per_minute=number)
+        with pytest.raises(NotAcceptable, match="number from 1 to"):
+            await store.create_key("demo", kind="server", dialect="otlp", requests_per_minute=number)
+    for number in (-1, 2**63):
+        with pytest.raises(NotAcceptable, match="number from 1 to"):
+            await store.set_project("demo", monthly_records=number)
+        with pytest.raises(NotAcceptable, match="number from 1 to"):
+            await store.set_plan("small", monthly_records=number)
+    for name in ("", "Small", "unlimited", "a" * 64):
+        with pytest.raises(NotAcceptable, match="plan's name"):
+            await store.set_plan(name, monthly_records=5)
+    for plan in ("nowhere", "no\x00where"):
+        with pytest.raises(Missing, match="there is no plan"):
+            await store.set_project("demo", plan=plan)
+    with pytest.raises(Missing, match="there is no project"):
+        await store.set_project("nowhere", active=True)
+    await store.revoke_key(record.id)
+    for key_id in (record.id, str(uuid.uuid4()), "no such thing"):
+        with pytest.raises(Missing, match="no live key"):
+            await store.set_key(key_id, requests_per_minute=5)
