@@ -164,7 +164,7 @@ class _Version(argparse.Action):
 
 def _dialect_names() -> list[str]:
     """Of the dialects there are, and of those the demo project has a key for already."""
-    there = {dialect.name for dialect in registry(Config().limits)}
+    there = {dialect.name for dialect in registry(Config().limits, Config().ndjson)}
     return sorted(there | {dialect for _, _, dialect, _ in demo.KEYS})
 
 
