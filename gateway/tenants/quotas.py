@@ -54,7 +54,7 @@ SHARES_MAX = 500
 WARNING_PERCENT = 80
 RETRY_FIRST_S = 0.1
 REPEAT_LOG_S = 60.0
-STOP_S = 1.0
+STOP_S = 0.5
 KEEP_AWAY_S, KEEP_S = 5.0, 60.0
 _NEVER = 2**63
 _MAGIC = b"weir-usage 1 "
@@ -182,7 +182,7 @@ class Quotas:
         await self._first_turn.wait()
 
     async def stop(self) -> None:
-        """Tells everything, gives back the leases, and keeps what could not be told; takes a second at most."""
+        """Tells everything, gives back the leases, and keeps what could not be told; takes half a second at most."""
         self._stopping = True
         self._wake.set()
         if self._settler is not None:
