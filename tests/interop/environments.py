@@ -43,9 +43,9 @@ def python_with(name: str) -> Path:
     packages = PYTHON[name]
 
     def make(directory: Path) -> None:
-        run([sys.executable, "-m", "venv", str(directory)])
-        pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        run([*pip, *packages])
+        run([sys.executable, "-m", "venv", "--without-pip", str(directory)])
+        pip = [sys.executable, "-m", "pip", "--python", str(directory / "bin" / "python"), "install"]
+        run([*pip, "--quiet", "--disable-pip-version-check", "--no-compile", *packages])
 
     return kept(name, (sys.version, *packages), make) / "bin" / "python"
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORDS = int(os.environ.get("WEIR_INTEROP_RECORDS", "3000"))
 """How many records each sender is given to send; ``make interop`` asks for many more."""
 SENDER_S = 240.0
-KEY_S = 5.0
 
 
 class Weir(Gateway):
@@ -47,6 +48,23 @@ class Weir(Gateway):
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    @contextmanager
+    def full(self, key: str) -> Iterator[None]:
+        """While open, the one request this gateway may have in flight is in flight: any other is 503."""
+        host, _, port = self.ingest[0].rpartition(":")
+        head = f"POST / HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {key}\r\nContent-Length: 9\r\n\r\n"
+        with socket.create_connection((host, int(port)), 10) as unfinished:
+            unfinished.sendall(head.encode())
+            bearer = {"Authorization": f"Bearer {key}"}
+            poll(lambda: post(f"{self.url}/", b"{", bearer)[0] == 503, "the gateway is full")
+            yield
+
+    def refused(self, reason: str) -> float:
+        """How many requests were refused for this reason so far."""
+        label = f'reason="{reason}"'
+        samples = self.metrics().items()
+        return sum(value for name, value in samples if name.startswith("weir_requests_refused") and label in name)
+
     def project(self) -> Project:
         """A new project, without keys or rows."""
         self._projects += 1
@@ -62,16 +80,14 @@ class Project:
     slug: str
     id: str
 
-    def key(self, dialect: str, *, origins: Sequence[str] = ()) -> str:
+    def key(self, dialect: str, *, origins: Sequence[str] = (), requests_per_minute: int = 0) -> str:
         """The secret of a new key, once the gateway knows it; a browser key when it has origins."""
         kind = ("--kind", "browser", "--origins", *origins) if origins else ()
-        made = self.weir.command("keys", "create", "--project", self.slug, "--dialect", dialect, *kind)
+        rate = ("--requests-per-minute", str(requests_per_minute))
+        made = self.weir.command("keys", "create", "--project", self.slug, "--dialect", dialect, *kind, *rate)
         secret = str(made["secret"])
         headers = {"Authorization": f"Bearer {secret}"} | ({"Origin": origins[0]} if origins else {})
-        deadline = time.monotonic() + KEY_S
-        while post(f"{self.weir.url}/", b"{", headers)[0] == 401:
-            assert time.monotonic() < deadline, "the gateway does not know its new key"
-            time.sleep(0.02)
+        poll(lambda: post(f"{self.weir.url}/", b"{", headers)[0] != 401, "the gateway knows the new key")
         return secret
 
     def rows(self, table: str = "otel_logs", order: str = "Timestamp, SpoolFrame, SpoolRow") -> list[dict[str, Any]]:
@@ -84,6 +100,14 @@ class Project:
             f"WHERE ProjectId = '{self.id}' ORDER BY {order}",
             {"output_format_json_quote_64bit_integers": "0"},
         )
+
+
+def poll(condition: Callable[[], bool], what: str, within_s: float = 30.0) -> None:
+    """Returns when it holds. Fails, saying ``what`` was waited for."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+        time.sleep(0.02)
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:

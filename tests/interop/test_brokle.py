@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from tests.interop.environments import SENDERS, python_with
-from tests.interop.rig import RECORDS, Project, send
+from tests.interop.rig import RECORDS, Project, poll, send
 
 pytestmark = pytest.mark.interop
 
@@ -31,7 +32,9 @@ def environment(request: pytest.FixtureRequest) -> str:
 
 def sent(environment: str, project: Project, scenario: str, compression: str = "none", **task: Any) -> dict[str, Any]:
     """The sender's report: what it logged, and what the packages complained about."""
-    task = {"url": project.weir.url, "key": project.key("brokle"), **task, "scenario": scenario}
+    task = {"url": project.weir.url, "scenario": scenario, **task}
+    if "key" not in task:
+        task["key"] = project.key("brokle")
     command = [str(python_with(environment)), str(SENDERS / "brokle_sender.py")]
     return send(
         command,
@@ -99,3 +102,39 @@ def test_a_wrong_key_is_refused_at_once_and_said_so(environment: str, project: P
     assert report["known"] is False
     assert any("401" in complaint for complaint in report["complaints"])
     assert project.rows() == []
+
+
+def test_a_request_over_the_limit_is_dropped_at_once_and_said_so(environment: str, project: Project) -> None:
+    began_s = time.monotonic()
+    [complaint] = sent(environment, project, "large", bytes=11 << 20)["complaints"]
+    assert time.monotonic() - began_s < 20, "it does not try again"
+    assert "413" in complaint
+    assert project.rows() == []
+
+
+def test_too_many_requests_are_sent_again_by_the_newest_and_dropped_by_the_oldest(
+    environment: str, project: Project
+) -> None:
+    rate, count = 60, 64
+    key = project.key("brokle", requests_per_minute=rate)
+    complaints = sent(environment, project, "one_by_one", count=count, key=key)["complaints"]
+    bodies = {row["Body"] for row in project.rows()}
+    lost = [complaint for complaint in complaints if "Transient" not in complaint]
+    assert len(project.rows()) == len(bodies) == count - len(lost)
+    assert complaints, "there were too many"
+    assert bool(lost) == (environment == OLDEST)
+    assert all("429" in complaint for complaint in lost)
+
+
+def test_what_a_full_gateway_refuses_is_sent_again_by_both(environment: str, narrow_project: Project) -> None:
+    weir, count = narrow_project.weir, 5
+    key = narrow_project.key("brokle")
+    with ThreadPoolExecutor(1) as pool:
+        with weir.full(key):
+            refused = weir.refused("overloaded")
+            sending = pool.submit(sent, environment, narrow_project, "one_by_one", count=count, key=key)
+            poll(lambda: weir.refused("overloaded") > refused, "it is refused")
+        complaints = sending.result()["complaints"]
+    assert [row["Body"] for row in narrow_project.rows()] == [f"record {number}" for number in range(count)]
+    assert complaints
+    assert all("Transient" in complaint for complaint in complaints)

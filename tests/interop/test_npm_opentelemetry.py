@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.interop.environments import SENDERS, node_modules
-from tests.interop.rig import RECORDS, Project, send
+from tests.interop.rig import RECORDS, Project, poll, send
 
 MISSING = [tool for tool in ("node", "npm") if not shutil.which(tool)]
 pytestmark = [
@@ -29,7 +30,9 @@ def packages() -> Path:
 
 def sent(packages: Path, project: Project, **task: Any) -> dict[str, Any]:
     """What the packages complained about, and the result of each export: 0 for success."""
-    task = {"url": project.weir.url, "key": project.key("otlp"), **task}
+    task = {"url": project.weir.url, "flushEvery": 1_000, "compression": "none", **task}
+    if "key" not in task:
+        task["key"] = project.key("otlp")
     return send(["node", str(SENDERS / "opentelemetry_sender.cjs")], task, NODE_PATH=str(packages))
 
 
@@ -61,7 +64,29 @@ def test_every_record_is_stored_once_with_every_field(
 @pytest.mark.parametrize("encoding", ["http", "proto"])
 def test_a_wrong_key_fails_the_export_at_once(packages: Path, project: Project, encoding: str) -> None:
     began_s = time.monotonic()
-    report = sent(packages, project, encoding=encoding, compression="none", count=10, key="nobody")
+    report = sent(packages, project, encoding=encoding, count=10, key="nobody")
     assert time.monotonic() - began_s < 7, "it does not try again"
     assert set(report["exported"]) == {1}
     assert project.rows() == []
+
+
+def test_too_many_requests_are_sent_again(packages: Path, project: Project) -> None:
+    key = project.key("otlp", requests_per_minute=60)
+    report = sent(packages, project, encoding="proto", count=64, flushEvery=1, key=key)
+    assert project.weir.refused("rate") > 0
+    assert (report["complaints"], report["exported"]) == ([], [0] * 64)
+    assert len(project.rows()) == 64
+
+
+@pytest.mark.parametrize("encoding", ["http", "proto"])
+def test_what_a_full_gateway_refuses_is_sent_again(packages: Path, narrow_project: Project, encoding: str) -> None:
+    weir, count = narrow_project.weir, 5
+    key = narrow_project.key("otlp")
+    with ThreadPoolExecutor(1) as pool:
+        with weir.full(key):
+            refused = weir.refused("overloaded")
+            sending = pool.submit(sent, packages, narrow_project, encoding=encoding, count=count, flushEvery=1, key=key)
+            poll(lambda: weir.refused("overloaded") > refused, "it is refused")
+        report = sending.result()
+    assert (report["complaints"], report["exported"]) == ([], [0] * count)
+    assert [row["Body"] for row in narrow_project.rows()] == [f"record {number} ✓" for number in range(count)]

@@ -16,12 +16,16 @@ ERRORS = min(RECORDS, 5_000)
 
 
 def sent_by_0_2(project: Project, **task: Any) -> dict[str, Any]:
-    task = {"url": project.weir.url, "key": project.key("proliferate"), **task}
+    task = {"url": project.weir.url, **task}
+    if "key" not in task:
+        task["key"] = project.key("proliferate")
     return send([str(python_with("proliferate-0.2")), str(SENDERS / "proliferate_0_2_sender.py")], task)
 
 
 def sent_by_0_1(project: Project, **task: Any) -> dict[str, Any]:
-    task = {"url": f"{project.weir.url}/api/v1/errors", "key": project.key("proliferate"), **task}
+    task = {"url": f"{project.weir.url}/api/v1/errors", **task}
+    if "key" not in task:
+        task["key"] = project.key("proliferate")
     return send([str(python_with("proliferate-0.1")), str(SENDERS / "proliferate_0_1_sender.py")], task)
 
 
@@ -70,6 +74,15 @@ def test_a_wrong_key_is_401_in_both_and_stores_nothing(project: Project) -> None
     complaints = sent_by_0_1(project, count=3, key="pk_nobody")["complaints"]
     assert complaints == ["Failed to send event: HTTP Error 401: Unauthorized"] * 3
     assert project.rows("error_events") == []
+
+
+def test_a_full_gateway_is_503_to_both_and_neither_waits(narrow_project: Project) -> None:
+    key = narrow_project.key("proliferate")
+    with narrow_project.weir.full(key):
+        assert sent_by_0_2(narrow_project, count=3, key=key)["answers"] == ["503 Service Unavailable"] * 3
+        complaints = sent_by_0_1(narrow_project, count=3, key=key)["complaints"]
+    assert complaints == ["Failed to send event: HTTP Error 503: Service Unavailable"] * 3
+    assert narrow_project.rows("error_events") == []
 
 
 def test_an_application_goes_on_when_there_is_no_gateway(project: Project) -> None:

@@ -26,7 +26,9 @@ def python() -> Path:
 
 def sent(python: Path, project: Project, scenario: str, **task: Any) -> tuple[list[str], Any]:
     """What the client's error callback was called with, and what ``ingest`` returned."""
-    task = {"url": project.weir.url, "project": project.id, "key": project.key("streamlogia"), **task}
+    task = {"url": project.weir.url, "project": project.id, **task}
+    if "key" not in task:
+        task["key"] = project.key("streamlogia")
     report = send([str(python), str(SENDERS / "streamlogia_sender.py")], {**task, "scenario": scenario})
     return report["errors"], report.get("answer")
 
@@ -174,3 +176,21 @@ def test_a_bad_entry_is_refused_with_all_that_came_with_it(python: Path, project
 def test_a_gateway_that_is_not_there_calls_the_error_callback(python: Path, project: Project) -> None:
     errors, _ = sent(python, project, "by_client", count=4, batch_size=4, url="http://127.0.0.1:1")
     assert [error.startswith("URLError") for error in errors] == [True]
+
+
+def test_what_is_refused_for_its_rate_calls_the_error_callback_and_the_rest_is_stored(
+    python: Path, project: Project
+) -> None:
+    key = project.key("streamlogia", requests_per_minute=60)
+    errors, _ = sent(python, project, "by_client", count=100, batch_size=1, key=key)
+    assert 0 < len(errors) < 100
+    assert all("429" in error for error in errors)
+    assert len(project.rows()) == 100 - len(errors)
+
+
+def test_what_a_full_gateway_refuses_calls_the_error_callback(python: Path, narrow_project: Project) -> None:
+    key = narrow_project.key("streamlogia")
+    with narrow_project.weir.full(key):
+        errors, _ = sent(python, narrow_project, "by_client", count=10, batch_size=10, key=key)
+    assert ["503" in error for error in errors] == [True]
+    assert narrow_project.rows() == []

@@ -67,6 +67,22 @@ def many() -> None:
     client.shutdown()
 
 
+def one_by_one() -> None:
+    """Each record in a request of its own."""
+    client, logger = application()
+    for number in range(task["count"]):
+        logger.info("record %d", number)
+        client.flush()
+    client.shutdown()
+
+
+def large() -> None:
+    """One record over the limit of a request."""
+    client, logger = application()
+    logger.info("x" * task["bytes"])
+    client.shutdown()
+
+
 def odd() -> None:
     """Bodies that are no text, and an exception."""
     client, logger = application()
@@ -99,5 +115,5 @@ def genai() -> None:
 for name in ("opentelemetry", "brokle"):
     logging.getLogger(name).addHandler(Complaints(logging.WARNING))
     logging.getLogger(name).propagate = False
-{scenario.__name__: scenario for scenario in (many, odd, genai)}[task["scenario"]]()
+{scenario.__name__: scenario for scenario in (many, one_by_one, large, odd, genai)}[task["scenario"]]()
 print(json.dumps(report))

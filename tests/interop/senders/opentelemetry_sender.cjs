@@ -5,7 +5,7 @@ const { diag, DiagLogLevel } = require("@opentelemetry/api");
 const { resourceFromAttributes } = require("@opentelemetry/resources");
 const { BatchLogRecordProcessor, LoggerProvider } = require("@opentelemetry/sdk-logs");
 
-const FLUSH_EVERY = 1000; // below the 2,048 records that the processor holds; more are dropped
+// flushEvery: below the 2,048 records that the processor holds; more are dropped.
 const SEVERITIES = [[5, "DEBUG"], [9, "INFO"], [13, "WARN"], [17, "ERROR"], [21, "FATAL"]];
 
 async function main() {
@@ -34,7 +34,7 @@ async function main() {
       timestamp: [1_700_000_000, number], severityNumber, severityText, body: `record ${number} ✓`,
       attributes: { number, price: number / 4, paid: number % 2 === 0, tags: ["a", String(number)], deep: { er: [1, null] } },
     });
-    if (number % FLUSH_EVERY === FLUSH_EVERY - 1) await provider.forceFlush();
+    if (number % task.flushEvery === task.flushEvery - 1) await provider.forceFlush();
   }
   await provider.forceFlush();
   await provider.shutdown();
