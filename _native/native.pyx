@@ -6,11 +6,14 @@
     columns.pyx                          Columns: an open block; Native blocks and their compressed framing
     decoded.pyx                          Decoded: the counts of one request; how failures become errors
     cursor.pyx                           the protobuf reader that checks its own bounds
+    otlp_values.pyx                      AnyValue -> text
     otlp_protobuf.pyx                    ExportLogsServiceRequest -> rows
     genai.pyx                            which records are GenAI events, and their row
     json.pyx                             the JSON tokenizer
     otlp_json.pyx                        OTLP/JSON -> OTLP protobuf, which the above turns into rows
-    entries.pyx                          flat JSON entries -> rows, by a plan
+    entry_plan.pyx                       which member of a flat JSON entry feeds which column
+    entry_rules.pyx                      an entry -> a row
+    entries.pyx                          a request of entries: array, object, member, lines -> rows
     bucket.pyx                           the token bucket
 
 Inner functions are noexcept nogil and return a status; only what Python calls raises.
@@ -33,10 +36,13 @@ include "headers.pyx"
 include "columns.pyx"
 include "decoded.pyx"
 include "cursor.pyx"
+include "otlp_values.pyx"
 include "otlp_protobuf.pyx"
 include "genai.pyx"
 include "json.pyx"
 include "otlp_json.pyx"
+include "entry_plan.pyx"
+include "entry_rules.pyx"
 include "entries.pyx"
 include "bucket.pyx"
 

@@ -1,0 +1,195 @@
+# The plan of flat JSON entries: which member feeds which column, compiled from rules at run time.
+
+cdef enum:
+    R_TEXT, R_STRING, R_LEVEL, R_TIME, R_TIMESTAMP, R_INT, R_NUMBER, R_BOOLEAN, R_JSON, R_OBJECT, R_ATTRIBUTE, R_ATTRIBUTES
+
+cdef enum:
+    MEMBERS_MAX = 64
+    FLAT_KEY_MAX = 1024         # beyond the cap on keys: what is cut off cannot matter
+    UNKNOWN_IGNORE = -1
+    UNKNOWN_REJECT = -2
+
+cdef dict RULE_KINDS = {
+    # kind: (number, types of column it can feed)
+    "text": (R_TEXT, "text"), "string": (R_STRING, "text"), "level": (R_LEVEL, "text"),
+    "time": (R_TIME, "time"), "timestamp": (R_TIMESTAMP, "time"), "int": (R_INT, "integer"),
+    "number": (R_NUMBER, "float"), "boolean": (R_BOOLEAN, "boolean"), "json": (R_JSON, "text"),
+    "object": (R_OBJECT, "text"), "attribute": (R_ATTRIBUTE, "map"), "attributes": (R_ATTRIBUTES, "map"),
+}
+
+ctypedef struct rule_t:
+    int slot
+    bint shared                 # the slot is one of the object around the entries
+    int kind
+    int column
+    bint required
+    bint nonempty
+    text_t key
+    text_t otherwise            # the text where there is none; p NULL: no such
+
+ctypedef struct entry_output_t:
+    rule_t *rules
+    int rule_count
+    int *maps                   # map columns that rules or unknown members feed: one open row each
+    int map_count
+    int unknown                 # column for unknown members, or UNKNOWN_...
+    bint *ruled                 # per column: whether a rule feeds it
+    int level_column
+
+ctypedef struct unknown_t:
+    string_t key
+    json_value_t value
+
+ctypedef struct entries_t:
+    decoder_t *d
+    json_t j
+    entry_output_t *plan
+    text_t *names
+    int name_count
+    json_value_t slots[MEMBERS_MAX]
+    text_t *shared_names
+    int shared_count
+    json_value_t shared[MEMBERS_MAX]
+    text_t member
+    unknown_t *unknown
+    size_t unknown_count
+    size_t unknown_capacity
+    bint keep_unknown
+    buffer_t key
+    buffer_t work
+    bint heartbeat
+    bint clamped
+    int64_t clamped_from
+    const uint8_t *record_id    # sixteen bytes: the first row's id, the others count up from it; or NULL
+    # of the entry that is not acceptable
+    size_t index
+    bint in_array
+    bint bad_shared
+    text_t bad_name
+    const char *bad_text
+
+
+cdef class EntryPlan:
+    """Which member of a JSON entry feeds which column, for each output."""
+
+    cdef tuple layouts
+    cdef list sources, kept
+    cdef entry_output_t outputs[OUTPUTS_MAX]
+    cdef text_t names[MEMBERS_MAX]
+    cdef text_t shared_names[MEMBERS_MAX]
+    cdef text_t member
+    cdef int name_count, shared_count, output_count
+
+    def __init__(self, outputs, *, unknown="ignore", member=""):
+        if not 1 <= len(outputs) <= OUTPUTS_MAX:
+            raise ValueError(f"a plan has 1 to {OUTPUTS_MAX} outputs")
+        if self.output_count:
+            raise RuntimeError("a plan is made once")
+        self.layouts = tuple(tuple((str(n), str(t)) for n, t in layout) for layout, _, _ in outputs)
+        self.sources = [columns_of_sources(layout, feeds) for layout, (_, _, feeds) in zip(self.layouts, outputs)]
+        self.kept = []
+        self.hold(member, &self.member)
+        names = {}
+        for i, (_, rules, _) in enumerate(outputs):
+            self.output_count += 1
+            self.compile(&self.outputs[<int> i], self.layouts[i], rules, unknown, names, self.sources[i][S_ATTRIBUTES])
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(self.output_count):
+            free(self.outputs[i].rules)
+            free(self.outputs[i].maps)
+            free(self.outputs[i].ruled)
+
+    cdef int slot_of(self, str path, bint shared, dict names) except -1:
+        cdef int count = self.shared_count if shared else self.name_count
+        if path not in names:
+            if count == MEMBERS_MAX:
+                raise ValueError(f"a plan knows at most {MEMBERS_MAX} members")
+            names[path] = count
+            if shared:
+                self.hold(path[3:], &self.shared_names[count])
+                self.shared_count += 1
+            else:
+                self.hold(path, &self.names[count])
+                self.name_count += 1
+        return names[path]
+
+    cdef int hold(self, str text, text_t *to) except -1:
+        cdef bytes encoded = text.encode()
+        self.kept.append(encoded)
+        to.p = <const uint8_t *> <const char *> encoded
+        to.size = len(encoded)
+        return 0
+
+    cdef int compile(self, entry_output_t *output, tuple layout, rules, str unknown, dict names,
+                     int attributes) except -1:
+        cdef rule_t *rule
+        cdef int number
+        places = {name: place for place, (name, _) in enumerate(layout)}
+        types = dict(layout)
+        output.rules = <rule_t *> calloc(max(1, len(rules)), sizeof(rule_t))
+        output.maps = <int *> calloc(len(layout), sizeof(int))
+        output.ruled = <bint *> calloc(len(layout), sizeof(bint))
+        if output.rules == NULL or output.maps == NULL or output.ruled == NULL:
+            raise MemoryError
+        output.unknown = UNKNOWN_REJECT if unknown == "reject" else UNKNOWN_IGNORE
+        maps = [attributes] if attributes >= 0 else []
+        for path, kind, column, key in rules:
+            kind, *flags = kind.split(" ")
+            otherwise = [flag[8:] for flag in flags if flag.startswith("default=")]
+            if kind not in RULE_KINDS or set(flags) - {"required", "nonempty", *("default=" + o for o in otherwise)}:
+                raise ValueError(f"rule for {path!r}: no such kind or flag: {' '.join([kind, *flags])!r}")
+            if column not in places:
+                raise ValueError(f"rule for {path!r}: there is no column {column}")
+            number, family = RULE_KINDS[kind]
+            if not type_is(types[column], family):
+                raise ValueError(f"rule for {path!r}: {kind} cannot feed {column}, a {types[column]}")
+            if otherwise and kind not in ("text", "attribute"):
+                raise ValueError(f"rule for {path!r}: {kind} has no default")
+            rule = &output.rules[output.rule_count]
+            rule.shared = path.startswith("../")
+            if rule.shared and not self.member.size:
+                raise ValueError(f"rule for {path!r}: the entries of this plan are not in a member")
+            rule.slot = self.slot_of(path, rule.shared, names)
+            if otherwise:
+                self.hold(otherwise[0], &rule.otherwise)
+            rule.kind = number
+            rule.column = places[column]
+            rule.required = "required" in flags
+            rule.nonempty = "nonempty" in flags
+            self.hold(key, &rule.key)
+            output.rule_count += 1
+            if family == "map":
+                maps.append(places[column])
+            elif output.ruled[<int> places[column]]:
+                raise ValueError(f"column {column} has two rules")
+            output.ruled[<int> places[column]] = True
+        if unknown not in ("ignore", "reject") and unknown in places:
+            if not type_is(types[unknown], "map"):
+                raise ValueError(f"unknown members cannot go to {unknown}, a {types[unknown]}")
+            output.unknown = places[unknown]
+            maps.append(places[unknown])
+        elif unknown not in ("ignore", "reject") and len(self.layouts) == 1:
+            raise ValueError(f"there is no column {unknown} for unknown members")
+        for place in sorted(set(maps)):
+            output.ruled[<int> place] = True
+            output.maps[output.map_count] = place
+            output.map_count += 1
+        return 0
+
+
+cdef bint type_is(str type_, str family):
+    """Whether a rule of the family can feed a column of the type."""
+    inner = type_[9:len(type_) - 1] if type_.startswith("Nullable(") else type_
+    if family == "text":
+        return inner in ("String", "LowCardinality(String)")
+    if family == "map":
+        return inner.startswith("Map(")
+    if family == "time":
+        return inner.startswith("DateTime64(")
+    if family == "float":
+        return inner in ("Float32", "Float64")
+    if family == "boolean":
+        return inner in ("Bool", "UInt8")
+    return inner.startswith(("UInt", "Int"))
