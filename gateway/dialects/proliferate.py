@@ -117,7 +117,7 @@ ERROR_PLAN = EntryPlan([(_ERRORS.layout, _ERROR_RULES, _ERROR_FEEDS)])
 _AS_SENT = ("timestamp", "event_id", "trace_id", "platform", "environment", "release")
 """Members of an error event that go to columns as they are."""
 
-_NOT_READABLE = (msgspec.DecodeError, RecursionError)
+_NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def dialects(limits: CountedLimits) -> tuple[Dialect, Dialect]:
@@ -251,7 +251,7 @@ def events_of(body: bytes) -> tuple[list[Raw], bool]:
     """The events as sent, and whether they came as an array. Raises Malformed, Invalid."""
     batch = body.lstrip()[:1] == b"["
     try:
-        whole = msgspec.json.decode(body, type=Raw)
+        whole = msgspec.json.decode(body.decode(), type=Raw)
     except _NOT_READABLE as error:
         whole = _repaired(body, str(error))
     if not batch:
@@ -327,9 +327,9 @@ def _reason(outcome: Outcome) -> tuple[tuple[str, str], ...]:
 
 
 def _repaired(body: bytes, why: str) -> Raw:
-    """JSON as clients really write it: lone surrogates become U+FFFD, NaN and infinities their names."""
+    """JSON as clients really write it: what is not UTF-8 and lone surrogates become U+FFFD, NaN its name."""
     try:
-        text = json.dumps(json.loads(body, parse_constant=str), ensure_ascii=False)
+        text = json.dumps(json.loads(body.decode("utf-8", "replace"), parse_constant=str), ensure_ascii=False)
     except (ValueError, RecursionError):
         raise Malformed(f"The body is not JSON: {why}") from None
     return Raw(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode())

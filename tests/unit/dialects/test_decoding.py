@@ -104,6 +104,7 @@ def test_an_error_event_keeps_everything_but_the_key() -> None:
     [
         b'{"exception":{}, "event_id":"\xff"}',
         b'{"message":"\xff\xfe"}',
+        b'{"message":"m", "\xd8":1}',
         b'[{"message":"a\x01b"}]',
         b'{"message":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
         b'{"message":1e999999}',
