@@ -327,7 +327,7 @@ class Quotas:
                 await self._write(path)
 
     async def _write(self, path: Path) -> None:
-        uses = {*self._uses.values(), *self._changed}
+        uses = [use for use in {*self._uses.values(), *self._changed} if use.total or use.used]
         kept = [_Kept(use.instance, use.month, use.project_id, use.used, use.settled, use.total) for use in uses]
         try:
             await asyncio.to_thread(lambda: snapshot.replace(path, _MAGIC, msgspec.json.encode(kept)))

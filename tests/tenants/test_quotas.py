@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from gateway.errors import SubscriptionRequired
+from gateway.tenants.gate import Gate
 from gateway.tenants.postgres import ControlStore, UsageFeed
 from gateway.tenants.quotas import LEASE_S, Quotas
+from gateway.tenants.rates import Rates
 from gateway.tenants.records import Share
 
 MakeQuotas = Callable[..., Awaitable[Quotas]]
@@ -117,6 +119,29 @@ async def test_two_instances_together_accept_the_quota_within_one_per_cent(
     assert await used(store) == accepted
 
 
+async def test_two_gates_with_keys_and_quotas_of_their_own_accept_the_projects_quota(
+    store: ControlStore, project_id: str, make_keys: Any, make_quotas: MakeQuotas
+) -> None:
+    await store.set_project("demo", monthly_records=20_000)
+    _, secret = await store.create_key("demo", kind="server", dialect="otlp")
+    quotas = [await make_quotas(), await make_quotas()]
+    gates = [Gate(await make_keys(), Rates(10**9), one) for one in quotas]
+    accepted, refused, deadline_s = 0, 0, time.monotonic() + 30
+    while refused < 100:
+        for gate in gates:
+            try:
+                gate.count(gate.authorize(secret, None).project_id, 10)
+            except SubscriptionRequired:
+                refused += 1
+            else:
+                accepted, refused = accepted + 10, 0
+        await asyncio.sleep(0.0005)
+        while any(one.unsettled_records > 50 for one in quotas):
+            assert time.monotonic() < deadline_s
+            await asyncio.sleep(0.0005)
+    assert 19_800 <= accepted <= 20_200
+
+
 async def test_control_instances_that_do_not_share_accept_the_quota_each(
     store: ControlStore, project_id: str, make_quotas: MakeQuotas
 ) -> None:
@@ -204,12 +229,12 @@ async def test_without_postgres_requests_are_accepted_and_counted_later(
         proxy.hang()
     longest_s, accepted = 0.0, 100
     for _ in range(200):
-        began = time.monotonic()
+        began = time.thread_time()  # of the processor: how busy the machine is does not matter
         accepted += send(quotas, project_id, 10_000, 20)
-        longest_s = max(longest_s, time.monotonic() - began)
+        longest_s = max(longest_s, time.thread_time() - began)
         await asyncio.sleep(0.002)
     assert accepted == 100 + 200 * 20
-    assert longest_s < 0.05
+    assert longest_s < 0.01
     await until(lambda: quotas.store_failures > 0, within_s=5)
     assert await used(store) < accepted  # control: it really was away
     # What was left is still all there is.
@@ -220,6 +245,24 @@ async def test_without_postgres_requests_are_accepted_and_counted_later(
     await until(lambda: quotas.unsettled_records == 0, within_s=5)
     assert await used(store) == accepted
     assert is_spent(quotas, project_id, 10_000)
+
+
+async def test_a_slow_postgres_delays_the_telling_and_nothing_else(
+    store: ControlStore, project_id: str, make_quotas: MakeQuotas, proxy: Any, until: Any
+) -> None:
+    quotas = await make_quotas(await proxy.start())
+    accepted = 0
+    for _ in range(5):
+        proxy.hang()
+        for _ in range(20):
+            accepted += send(quotas, project_id, 1_000_000, 10)
+            await asyncio.sleep(0.002)
+        assert quotas.unsettled_records > 0  # control
+        proxy.heal()
+    await until(lambda: quotas.unsettled_records == 0)
+    assert accepted == 1_000
+    assert await used(store) == 1_000
+    assert quotas.store_failures == 0
 
 
 async def test_an_answer_that_is_lost_counts_nothing_twice(
