@@ -14,7 +14,7 @@ from gateway import _native
 from gateway.errors import Malformed
 from gateway.schema import GENAI_EVENTS, OTEL_LOGS
 from tests.property import strategies
-from tests.property.compiled import CONSTANTS, Outcome, outcome, reference_otlp, table_of
+from tests.property.compiled import CONSTANTS, Outcome, outcome, table_of
 from tests.property.messages import (
     ABSENT,
     AnyValue,
@@ -28,18 +28,23 @@ from tests.property.messages import (
     document,
     protobuf,
 )
-from tests.reference import genai, otlp
+from tests.reference import genai, otlp, otlp_json
 from tests.reference.otlp import oracle_silent
 
 PLAN = _native.OtlpPlan([(table.layout, table.feeds) for table in (OTEL_LOGS, GENAI_EVENTS)], genai=[1])
 PLAIN = Style(0)
 MALFORMED = Outcome(error="Malformed")
+TIMES = {
+    "arrival_ns": strategies.ARRIVAL_NS,
+    "time_min_ns": strategies.TIME_MIN_NS,
+    "time_max_ns": strategies.TIME_MAX_NS,
+}
 
 
 # Both sides.
 
 
-def compiled(body: bytes, *, json: bool) -> tuple[Outcome, Outcome]:
+def compiled(body: bytes, *, json: bool, content_bytes_max: int | None = None) -> tuple[Outcome, Outcome]:
     """The log rows with the counts, and the rows of events."""
     logs, events = _native.Columns(OTEL_LOGS.layout), _native.Columns(GENAI_EVENTS.layout)
     decode = _native.otlp_json if json else _native.otlp_protobuf
@@ -49,9 +54,8 @@ def compiled(body: bytes, *, json: bool) -> tuple[Outcome, Outcome]:
             PLAN,
             [logs, events],
             constants=CONSTANTS,
-            arrival_ns=strategies.ARRIVAL_NS,
-            time_min_ns=strategies.TIME_MIN_NS,
-            time_max_ns=strategies.TIME_MAX_NS,
+            **TIMES,
+            content_bytes_max=content_bytes_max,
         )
     except Malformed:
         assert logs.rows == events.rows == 0
@@ -62,20 +66,19 @@ def compiled(body: bytes, *, json: bool) -> tuple[Outcome, Outcome]:
     return outcome(table_of(logs), *counts), outcome(table_of(events), [], 0, 0)
 
 
-def reference(body: bytes, *, json: bool) -> tuple[Outcome, Outcome]:
+def reference(body: bytes, *, json: bool, content_bytes_max: int | None = None) -> tuple[Outcome, Outcome]:
     """What the rules make of it."""
-    logs = reference_otlp(body, json=json)
-    if logs.error:
-        return logs, logs
-    events = genai.decode(
-        body,
-        json=json,
-        constants=CONSTANTS,
-        arrival_ns=strategies.ARRIVAL_NS,
-        time_min_ns=strategies.TIME_MIN_NS,
-        time_max_ns=strategies.TIME_MAX_NS,
-    )
-    return logs, outcome(events, [], 0, 0)
+    decode = otlp_json.decode_json if json else otlp.decode_protobuf
+    try:
+        logs = decode(body, constants=CONSTANTS, **TIMES)
+    except Malformed:
+        return MALFORMED, MALFORMED
+    events = genai.decode(body, json=json, constants=CONSTANTS, **TIMES)
+    if content_bytes_max is not None:
+        logs.rows = [genai.cut_log(row, content_bytes_max) for row in logs.rows]
+        events = [genai.cut_event(row, content_bytes_max) for row in events]
+    counts = list(logs.rejected.items()), logs.attributes_cut, logs.timestamps_clamped
+    return outcome(otlp.to_table_rows(logs, OTEL_LOGS), *counts), outcome(events, [], 0, 0)
 
 
 # What senders may send.
@@ -96,7 +99,7 @@ KEYS = tuple(
     key.encode()
     for keys in (
         *genai.TEXTS.values(), *genai.COUNTS.values(), *genai.NUMBERS.values(), genai.SEED, genai.STREAM,
-        ("event.name", "finish_reason", "gen_ai.response.finish_reason", "gen_ai.system_instructions", "gen_ai"),
+        genai.CONTENT, ("event.name", "finish_reason", "gen_ai.response.finish_reason", "gen_ai"),
     )
     for key in keys
 )  # fmt: skip
@@ -220,6 +223,16 @@ def test_mutated_json_gives_the_events_of_the_reference(body: bytes) -> None:
 def test_a_number_is_read_as_the_reference_reads_it(column: tuple[str, tuple[str, ...]], value: AnyValue) -> None:
     keys = (*column[1], *genai.NUMBERS["Temperature"], *genai.SEED, *genai.STREAM)
     event(event_name=b"gen_ai.choice", attributes=tuple((key.encode(), value) for key in keys))
+
+
+@pytest.mark.xfail(reason="content of an event is cut before it is repaired, and U+FFFD is longer than one byte")
+@given(requests, st.sampled_from((0, 1, 2, 3, 7, 20)), st.booleans())
+def test_no_more_content_is_kept_than_the_project_keeps(
+    request: Sequence[ResourceLogs], content_bytes_max: int, json: bool
+) -> None:
+    body = (document if json else protobuf)(request, PLAIN)
+    found = compiled(body, json=json, content_bytes_max=content_bytes_max)
+    assert found == reference(body, json=json, content_bytes_max=content_bytes_max)
 
 
 # Claims, one by one.

@@ -57,6 +57,11 @@ MESSAGES = ("gen_ai.system.message", "gen_ai.user.message", "gen_ai.assistant.me
 """Events whose body is what a model was told."""
 CHOICE = "gen_ai.choice"
 """The event whose body is what it answered."""
+CONTENT = (
+    "gen_ai.prompt", "gen_ai.completion", "gen_ai.input.messages", "gen_ai.output.messages",
+    "gen_ai.system_instructions", "gen_ai.tool.definitions",
+)  # fmt: skip
+"""Attributes with what a model was told or answered; cut where a project keeps less than all of it."""
 
 
 def decode(
@@ -81,6 +86,34 @@ def decode(
     return rows
 
 
+def name_of(row: otlp.Row) -> str:
+    """The name of the event that a log row (by source) is of, empty when it is of none."""
+    name = str(row["event_name"])
+    if name.startswith("event.gen_ai."):
+        name = name.removeprefix("event.")
+    return name if name.startswith("gen_ai.") else ""
+
+
+def cut_event(event: otlp.Row, content_bytes_max: int) -> otlp.Row:
+    """An event of which only so much content is kept."""
+    cut = {name: otlp.cut_bytes(str(event[name]), content_bytes_max) for name in ("InputMessages", "OutputMessages")}
+    return event | cut
+
+
+def cut_log(row: otlp.Row, content_bytes_max: int) -> otlp.Row:
+    """A log row (by source) with no more content than its event may hold. What is cut is not counted."""
+    row = dict(row)
+    if name_of(row) in (*MESSAGES, CHOICE):
+        row["body"] = otlp.cut_bytes(str(row["body"]), content_bytes_max)
+    for source in ("attributes", "scope_attributes", "resource_attributes"):
+        sent = row[source]
+        assert isinstance(sent, dict)
+        row[source] = {
+            key: otlp.cut_bytes(value, content_bytes_max) if key in CONTENT else value for key, value in sent.items()
+        }
+    return row
+
+
 def _single_records(body: bytes, *, json: bool) -> Iterator[tuple[Any, int]]:
     """Each record of a request as a request of its own, and the record's size in bytes."""
     if json:
@@ -98,10 +131,8 @@ def _single_records(body: bytes, *, json: bool) -> Iterator[tuple[Any, int]]:
 
 def event_of(record: Any, row: otlp.Row) -> otlp.Row | None:
     """The event that a record is, from it and its log row (by source); None when it is none."""
-    name = str(row["event_name"])
-    if name.startswith("event.gen_ai."):
-        name = name.removeprefix("event.")
-    if not name.startswith("gen_ai."):
+    name = name_of(row)
+    if not name:
         return None
     attributes = {otlp.text(entry.key): entry.value for entry in record.attributes[: otlp.ATTRIBUTES_MAX]}
     texts = {column: _text(_first(attributes, keys)) for column, keys in TEXTS.items()}
