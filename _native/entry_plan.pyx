@@ -17,6 +17,11 @@ cdef dict RULE_KINDS = {
     "object": (R_OBJECT, "text"), "attribute": (R_ATTRIBUTE, "map"), "attributes": (R_ATTRIBUTES, "map"),
 }
 
+cdef dict RULE_FLAGS = {
+    "required": tuple(RULE_KINDS), "nonempty": tuple(RULE_KINDS), "lenient": ("level", "time", "timestamp"),
+    "array": ("attribute", "json"), "uuid": ("text", "string", "attribute"),
+}
+
 ctypedef struct rule_t:
     int slot
     bint shared                 # the slot is one of the object around the entries
@@ -24,6 +29,9 @@ ctypedef struct rule_t:
     int column
     bint required
     bint nonempty
+    bint lenient                # what is no time or no level does not refuse the entry
+    bint array
+    bint uuid
     text_t key
     text_t otherwise            # the text where there is none; p NULL: no such
 
@@ -60,6 +68,7 @@ ctypedef struct entries_t:
     bint heartbeat
     bint clamped
     int64_t clamped_from
+    json_value_t *unread        # a time that is none, where that is allowed; or NULL
     const uint8_t *record_id    # sixteen bytes: the first row's id, the others count up from it; or NULL
     # of the entry that is not acceptable
     size_t index
@@ -138,15 +147,20 @@ cdef class EntryPlan:
         for path, kind, column, key in rules:
             kind, *flags = kind.split(" ")
             otherwise = [flag[8:] for flag in flags if flag.startswith("default=")]
-            if kind not in RULE_KINDS or set(flags) - {"required", "nonempty", *("default=" + o for o in otherwise)}:
+            if kind not in RULE_KINDS or set(flags) - {*RULE_FLAGS, *("default=" + o for o in otherwise)}:
                 raise ValueError(f"rule for {path!r}: no such kind or flag: {' '.join([kind, *flags])!r}")
             if column not in places:
                 raise ValueError(f"rule for {path!r}: there is no column {column}")
             number, family = RULE_KINDS[kind]
             if not type_is(types[column], family):
                 raise ValueError(f"rule for {path!r}: {kind} cannot feed {column}, a {types[column]}")
-            if otherwise and kind not in ("text", "attribute"):
+            for flag, kinds in RULE_FLAGS.items():
+                if flag in flags and kind not in kinds:
+                    raise ValueError(f"rule for {path!r}: {kind} is never {flag}")
+            if otherwise and kind not in ("text", "attribute", "level"):
                 raise ValueError(f"rule for {path!r}: {kind} has no default")
+            if otherwise and kind == "level" and not 0 <= level_number(otherwise[0]) <= 24:
+                raise ValueError(f"rule for {path!r}: {otherwise[0]} is no level")
             rule = &output.rules[output.rule_count]
             rule.shared = path.startswith("../")
             if rule.shared and not self.member.size:
@@ -158,6 +172,9 @@ cdef class EntryPlan:
             rule.column = places[column]
             rule.required = "required" in flags
             rule.nonempty = "nonempty" in flags
+            rule.lenient = "lenient" in flags
+            rule.array = "array" in flags
+            rule.uuid = "uuid" in flags
             self.hold(key, &rule.key)
             output.rule_count += 1
             if family == "map":
@@ -177,6 +194,11 @@ cdef class EntryPlan:
             output.maps[output.map_count] = place
             output.map_count += 1
         return 0
+
+
+cdef int level_number(str word):
+    cdef bytes encoded = word.encode()
+    return severity_of_level(<const uint8_t *> <const char *> encoded, len(encoded))
 
 
 cdef bint type_is(str type_, str family):

@@ -106,20 +106,26 @@ cdef int entry_time(entries_t *e, output_t *output, rule_t *rule, json_value_t *
     cdef text_t text
     cdef int64_t sent = 0, time_ns
     cdef bint absent = value.type == 0 or value.type == 110
+    cdef const char *wrong = NULL
     if scalar_text(e, value, &text) < 0:
         return NO_MEMORY
     if rule.kind == R_TIME and value.type == 34 and text.size == 0:
         absent = True
-    if absent:
+    if value.type == 34 and not absent:
+        if parse_rfc3339(text.p, text.size, &sent) < 0:
+            wrong = "must be an RFC 3339 timestamp such as 2026-01-31T12:00:00Z"
+    elif not absent and (value.type != 48 or rule.kind != R_TIME):
+        wrong = "must be an RFC 3339 timestamp in a string"
+    elif not absent and parse_epoch_any(text.p, text.size, &sent) < 0:
+        wrong = "must be a number of seconds since 1970"
+    if wrong != NULL and not rule.lenient:
+        return refuse_rule(e, rule, wrong)
+    if wrong != NULL:
+        d.timestamps_clamped += d.counting
+        e.unread = value
+    if absent or wrong != NULL:
         time_ns = d.arrival_ns
     else:
-        if value.type == 34:
-            if parse_rfc3339(text.p, text.size, &sent) < 0:
-                return refuse_rule(e, rule, "must be an RFC 3339 timestamp such as 2026-01-31T12:00:00Z")
-        elif value.type != 48 or rule.kind != R_TIME:
-            return refuse_rule(e, rule, "must be an RFC 3339 timestamp in a string")
-        elif parse_epoch_any(text.p, text.size, &sent) < 0:
-            return refuse_rule(e, rule, "must be a number of seconds since 1970")
         time_ns = min(max(sent, d.time_min_ns), d.time_max_ns)
         if time_ns != sent:
             d.timestamps_clamped += d.counting
@@ -132,8 +138,13 @@ cdef int entry_time(entries_t *e, output_t *output, rule_t *rule, json_value_t *
 cdef int keep_clamped(entries_t *e, column_t *map) noexcept nogil:
     """The time as sent, as one more attribute, which wins over one of its name."""
     cdef uint8_t[32] digits
+    cdef text_t text
     if map_key(map, b"weir.timestamp", 14) < 0:
         return NO_MEMORY
+    if e.unread != NULL:
+        if scalar_text(e, e.unread, &text) < 0:
+            return NO_MEMORY
+        return NO_MEMORY if append_sized_text(&map.data, text.p, text.size, C_VALUE_BYTES_MAX) < 0 else OK
     return append_sized_text(&map.data, digits, format_int64(e.clamped_from, digits), SIZE_MAX)
 
 
@@ -150,6 +161,13 @@ cdef int entry_level(entries_t *e, output_t *output, rule_t *rule, json_value_t 
         severity = severity_of_level(text.p, text.size)
     elif value.type != 0 and value.type != 110:
         severity = -1
+        if rule.lenient and scalar_text(e, value, &text) < 0:
+            return NO_MEMORY
+    if severity <= 0 and rule.otherwise.p != NULL and (text.size == 0 or rule.lenient):
+        text = rule.otherwise
+        severity = severity_of_level(text.p, text.size)
+    elif severity < 0 and rule.lenient:
+        severity = 0
     if severity < 0:
         return refuse_rule(e, rule,
                       "must be trace, debug, info, warning, error, critical or heartbeat")
@@ -268,6 +286,22 @@ cdef inline bint is_empty_object(json_value_t *value) noexcept nogil:
     return p[0] == 125
 
 
+cdef bint is_uuid(json_value_t *value) noexcept nogil:
+    """Whether it is a string of 36 characters, hexadecimal digits in groups of 8, 4, 4, 4 and 12."""
+    cdef size_t i
+    cdef uint8_t c
+    if value.type != 34 or value.end - value.p != 38:
+        return False
+    for i in range(36):
+        c = value.p[1 + i]
+        if i == 8 or i == 13 or i == 18 or i == 23:
+            if c != 45:
+                return False
+        elif not (48 <= c <= 57 or 97 <= c | 0x20 <= 102):
+            return False
+    return True
+
+
 cdef int apply_rule(entries_t *e, output_t *output, rule_t *rule) noexcept nogil:
     cdef json_value_t *value = &e.shared[rule.slot] if rule.shared else &e.slots[rule.slot]
     cdef column_t *column = &output.columns[rule.column]
@@ -277,6 +311,10 @@ cdef int apply_rule(entries_t *e, output_t *output, rule_t *rule) noexcept nogil
         return refuse_rule(e, rule, "is required")
     if rule.nonempty and value.type == 34 and value.end - value.p == 2:
         return refuse_rule(e, rule, "must not be empty")
+    if rule.array and not absent and value.type != 91:
+        return refuse_rule(e, rule, "must be an array")
+    if rule.uuid and not absent and not is_uuid(value):
+        return refuse_rule(e, rule, "must be a UUID")
     if rule.kind == R_TIME or rule.kind == R_TIMESTAMP:
         return entry_time(e, output, rule, value)
     if rule.kind == R_LEVEL:
@@ -365,6 +403,7 @@ cdef int write_entry(entries_t *e, output_t *output) noexcept nogil:
     cdef int i, status
     e.heartbeat = False
     e.clamped = False
+    e.unread = NULL
     for i in range(plan.map_count):
         map_begin(&output.columns[plan.maps[i]])
     for i in range(plan.rule_count):
@@ -374,7 +413,7 @@ cdef int write_entry(entries_t *e, output_t *output) noexcept nogil:
     status = apply_unknown(e, output)
     if status < 0:
         return status
-    if e.clamped and output.source[S_ATTRIBUTES] != NULL and keep_clamped(e, output.source[S_ATTRIBUTES]) < 0:
+    if (e.clamped or e.unread != NULL) and output.source[S_ATTRIBUTES] != NULL and keep_clamped(e, output.source[S_ATTRIBUTES]) < 0:
         return NO_MEMORY
     for i in range(plan.map_count):
         if map_end(&output.columns[plan.maps[i]]) < 0:

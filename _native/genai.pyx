@@ -186,25 +186,21 @@ cdef int append_finish_reason(decoder_t *d, column_t *column, value_t *body) noe
 
 
 cdef int append_genai_text(decoder_t *d, column_t *column, value_t *value, bint content) noexcept nogil:
-    cdef buffer_t *scratch = &d.scratch
-    cdef size_t size
     cdef int status
-    scratch.size = 0
-    status = value_text(d, value, scratch)
+    if content and column.kind != KIND_LOW:
+        # Repaired before it is cut: U+FFFD is longer than what it stands for.
+        status = append_value(d, value, &column.data, d.content_bytes_max)
+        if status < 0:
+            return status
+        if column.nullable and buffer_append_byte(&column.nulls, 0) < 0:
+            return NO_MEMORY
+        column.rows += 1
+        return 1
+    d.scratch.size = 0
+    status = value_text(d, value, &d.scratch)
     if status < 0:
         return status
-    size = scratch.size
-    if content and size > d.content_bytes_max:
-        size = cut_text(scratch, d.content_bytes_max)
-    return NO_MEMORY if column_append_text(column, scratch.data, size) < 0 else 1
-
-
-cdef size_t cut_text(buffer_t *text, size_t max) noexcept nogil:
-    """The first bytes of a text, at most ``max``, that end where a character does."""
-    cdef size_t size = max
-    while size > 0 and (text.data[size] & 0xC0) == 0x80:
-        size -= 1
-    return size
+    return NO_MEMORY if column_append_text(column, d.scratch.data, d.scratch.size) < 0 else 1
 
 
 cdef int append_genai_integer(column_t *column, value_t *value) noexcept nogil:

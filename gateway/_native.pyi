@@ -110,7 +110,8 @@ class EntryPlan:
     column is a map, else ``""``. Flags follow the kind after a space: ``required`` (must be there
     and not null), ``nonempty``.
 
-    ``default=TEXT`` (of a text or an attribute, where there is none).
+    ``default=TEXT`` (of a text, an attribute or a level, where there is none), ``uuid``, ``array`` (it must be one),
+    ``lenient`` (of a level or a time: what is none does not refuse the entry; see docs/rows.md).
 
     Kinds: ``text`` (string; any other scalar as its text; arrays and objects as compact JSON),
     ``string`` (a JSON string only), ``level`` (severity text, and the number into the column fed by

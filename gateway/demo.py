@@ -26,7 +26,7 @@ KEYS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 _UNFINISHED: dict[str, Any] = {}
 
 EXAMPLES: Mapping[str, tuple[str, str, str, str]] = {
-    # dialect: (what it is, path, key of demo.json, body)
+    # dialect: (what it is, path, key of demo.json, body; KEY in it is the key)
     "otlp": (
         "OTLP/HTTP: any OpenTelemetry SDK or collector",
         "/v1/logs",
@@ -40,6 +40,34 @@ EXAMPLES: Mapping[str, tuple[str, str, str, str]] = {
         "/",
         "loguro",
         '{"level":"info","message":"Hello from Loguro","context":{"order":{"id":42}}}',
+    ),
+    "proliferate": (
+        "Proliferate",
+        "/api/v1/logs/batch",
+        "proliferate",
+        '{"api_key":"KEY","environment":"production","logs":[{"level":"info","message":"Hello from Proliferate",'
+        '"attributes":{"order_id":42}}]}',
+    ),
+    "streamlogia": (
+        "Streamlogia",
+        "/v1/ingest",
+        "streamlogia",
+        '[{"level":"INFO","message":"Hello from Streamlogia","source":"checkout","tags":["orders"],'
+        '"meta":{"order_id":42}}]',
+    ),
+    "brokle": (
+        "Brokle",
+        "/v1/logs",
+        "brokle",
+        '{"resourceLogs":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"my-ai-app"}}]},'
+        '"scopeLogs":[{"logRecords":[{"severityNumber":9,"body":{"stringValue":"Hello from Brokle"},'
+        '"attributes":[{"key":"gen_ai.request.model","value":{"stringValue":"gpt-4"}}]}]}]}]}',
+    ),
+    "ndjson": (
+        "NDJSON: one JSON object a line",
+        "/v1/ndjson",
+        "loguro",
+        '{"level":"info","message":"Hello from NDJSON","order":{"id":42}}',
     ),
 }
 
@@ -89,7 +117,8 @@ def lessons(demo: Mapping[str, Any], listen: Mapping[str, Any], dialects: Collec
         "demo.json of the data directory. Paste any of these:",
     ]
     for title, path, key, body in (example for name, example in EXAMPLES.items() if name in dialects):
-        lines += ["", f"# {title}", curl(listen["ingest"][0], path, demo["keys"][key], body)]
+        secret = demo["keys"][key]
+        lines += ["", f"# {title}", curl(listen["ingest"][0], path, secret, body.replace("KEY", secret))]
     lines += ["", "# and see what arrived", query_curl(listen["clickhouse"], database)]
     lines += ["", "Keys:"]
     lines += [f"  {name:<12} {secret}" for name, secret in demo["keys"].items()]

@@ -3,8 +3,9 @@
 Which members of a line mean what is configured (section ``ndjson``; the names below are the defaults), for all
 keys at once; an empty name means none.
 
-    timestamp    RFC 3339, or epoch seconds with a fraction; missing or "" is the time of arrival
-    level        trace debug info warn error fatal, in any case and with the usual aliases; may be missing
+    timestamp    RFC 3339, or epoch seconds with a fraction; what is missing or none is the time of arrival
+    level        trace debug info warn error fatal, in any case and with the usual aliases; may be missing, and what
+                 is none of them is kept as it is
     message      the text; may be missing
     service      the service's name
     trace_id, span_id    as they come
@@ -59,8 +60,8 @@ def dialect(limits: DialectLimits, names: Ndjson) -> Dialect:
 def plan_of(names: Ndjson) -> EntryPlan:
     """Where the members go that have these names."""
     rules = (
-        (names.time, "time", "Timestamp", ""),
-        (names.level, "level", "SeverityText", ""),
+        (names.time, "time lenient", "Timestamp", ""),
+        (names.level, "level lenient", "SeverityText", ""),
         (names.message, "text", "Body", ""),
         (names.service, "text", "ServiceName", ""),
         (names.trace_id, "text", "TraceId", ""),

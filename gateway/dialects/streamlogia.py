@@ -34,10 +34,10 @@ The documents and the vendor's server differ, or are silent; we decided:
   wins over ours. Names of members are case-sensitive.
 
 /v1/ingest/bulk and /v1/ingest/otlp accept in part, and take any key: we have no source keys of another kind.
-* bulk: ``message`` is required; ``ts`` is the timestamp, ``source`` the service, ``attributes`` is flattened,
-  ``tags`` as above; ``host container pod namespace cluster region cloudResourceId`` become the resource attributes
-  host.name, container.name, k8s.pod.name, k8s.namespace.name, k8s.cluster.name, cloud.region, cloud.resource_id;
-  others are kept.
+* bulk: only ``message`` is required. ``level`` is INFO when it is missing or none; ``ts`` is the timestamp, or what is
+  none that of arrival; ``source`` is the service, ``attributes`` is flattened, ``tags`` as above; ``host container pod
+  namespace cluster region cloudResourceId`` become the resource attributes host.name, container.name, k8s.pod.name,
+  k8s.namespace.name, k8s.cluster.name, cloud.region, cloud.resource_id; others are kept.
 * NDJSON when the content type contains ``ndjson``, and when a body that begins with an object is no single JSON value.
 * ``errors`` has the first 100; an index counts records from 0, not blank lines. Of OTLP it has one, without an index:
   its text names the first record that was rejected, and why.
@@ -65,17 +65,17 @@ PROBLEMS_MAX = 100
 
 _LOGS = schema.OTEL_LOGS
 _RULES = (
-    ("projectId", "attribute nonempty", "LogAttributes", "project.id"),
+    ("projectId", "attribute uuid", "LogAttributes", "project.id"),
     ("level", "level required", "SeverityText", ""),
     ("message", "text required nonempty", "Body", ""),
     ("source", "text required nonempty", "ServiceName", ""),
     ("timestamp", "timestamp", "Timestamp", ""),
-    ("tags", "attribute", "LogAttributes", "tags"),
+    ("tags", "attribute array", "LogAttributes", "tags"),
     ("meta", "attributes", "LogAttributes", ""),
 )
 _BULK_RULES = (
-    ("ts", "time", "Timestamp", ""),
-    ("level", "level", "SeverityText", ""),
+    ("ts", "time lenient", "Timestamp", ""),
+    ("level", "level default=INFO lenient", "SeverityText", ""),
     ("message", "text required nonempty", "Body", ""),
     ("source", "text", "ServiceName", ""),
     ("tags", "attribute", "LogAttributes", "tags"),

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from secrets import token_hex
 from typing import Protocol
 
 from gateway.config import Limits
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows
+from gateway.dialects.ulid import ulid
 from gateway.errors import Draining, Failed, WeirError
 from gateway.http import body
 from gateway.http.admission import Admission
@@ -102,7 +102,7 @@ class Ingest:
     retention_s: float
     now_ns: Callable[[], int] = time.time_ns
     monotonic_s: Callable[[], float] = time.monotonic
-    mint_request_id: Callable[[], str] = lambda: token_hex(16)
+    mint_request_id: Callable[[], str] = lambda: ulid(time.time_ns())
 
 
 async def ingest(
