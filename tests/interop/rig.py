@@ -60,11 +60,13 @@ class Weir(Gateway):
             poll(lambda: post(f"{self.url}/", b"{", bearer)[0] == 503, "the gateway is full")
             yield
 
-    def refused(self, reason: str) -> float:
-        """How many requests were refused for this reason so far."""
-        label = f'reason="{reason}"'
-        samples = self.metrics().items()
-        return sum(value for name, value in samples if name.startswith("weir_requests_refused") and label in name)
+    def refused(self, reason: str, dialect: str) -> float:
+        """How many requests of a dialect were refused for this reason so far."""
+        return self.metrics().get(f'weir_requests_refused_total{{dialect="{dialect}",reason="{reason}"}}', 0.0)
+
+    def spend(self, key: str) -> None:
+        """Sends requests of Loguro's with this key until there are too many for its rate."""
+        poll(lambda: post(f"{self.url}/", b"{", {"Authorization": f"Bearer {key}"})[0] == 429, "the rate is spent")
 
     def project(self) -> Project:
         """A new project, without keys or rows."""
@@ -113,7 +115,7 @@ def poll(condition: Callable[[], bool], what: str, within_s: float = 30.0) -> No
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
