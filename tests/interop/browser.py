@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import shutil
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,10 @@ def visit(page: Site, steps: Sequence[Step]) -> list[dict[str, Any]]:
         except queue.Empty:
             raise AssertionError(f"the page did not report\n{log.read_text('utf-8', 'replace')[-4000:]}") from None
         finally:
-            chromium.send_signal(signal.SIGTERM)
-            try:
+            chromium.terminate()
+            with suppress(subprocess.TimeoutExpired):
                 chromium.wait(10)
-            except subprocess.TimeoutExpired:
-                chromium.kill()
-                chromium.wait(10)
+            # Its children go on for a moment, and would write into the profile that is being removed.
+            with suppress(ProcessLookupError):
+                os.killpg(chromium.pid, signal.SIGKILL)
+            chromium.wait(10)
