@@ -28,7 +28,7 @@ from gateway.delivery.clickhouse import Ambiguous, Busy, ClickHouse, DeliveryErr
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.settings import Settings
-from gateway.dialects import registry
+from gateway.dialects import NEVER_RETRYING, registry
 from gateway.engines import Engines, clickhouse_client, control_store, lacking
 from gateway.http.admission import Admission
 from gateway.http.ingest import Ingest
@@ -133,7 +133,10 @@ class App:
 
     async def _start_gate(self, dsn: str) -> Gate:
         config, folder = self.config, self.directory.path
-        rates = Rates(config.keys.requests_per_minute)
+        rates = Rates(
+            config.keys.requests_per_minute,
+            by_dialect=dict.fromkeys(NEVER_RETRYING, config.keys.requests_per_minute_no_retry),
+        )
         keys = Keys(
             dsn,
             snapshot_path=folder / "keys.snapshot",

@@ -109,6 +109,13 @@ def parser() -> argparse.ArgumentParser:
     set_.add_argument("slug")
     set_.add_argument("--plan", metavar="NAME", help="as `weir plans list` prints it")
     _add_records(set_, "0: what its plan says")
+    set_.add_argument(
+        "--genai-content",
+        dest="genai_content_bytes",
+        type=_content,
+        metavar="all|none|BYTES",
+        help="how much to keep of what GenAI events were told and answered",
+    )
     active = set_.add_mutually_exclusive_group()
     active.add_argument("--active", action="store_true", default=None, help="its subscription is active")
     active.add_argument("--inactive", dest="active", action="store_false", help="accept nothing for it")
@@ -199,6 +206,14 @@ async def _look_at_engines(settings: Config, found: dict[str, str]) -> list[str]
     return problems
 
 
+def _content(text: str) -> int:
+    """Bytes of GenAI content to keep; -1 is all of it."""
+    named = {"all": -1, "none": 0}
+    if text not in named and not (text.isascii() and text.isdigit() and int(text) < 1 << 31):
+        raise argparse.ArgumentTypeError("all, none or a number of bytes")
+    return named[text] if text in named else int(text)
+
+
 async def config_print(arguments: Arguments, settings: Config) -> int:
     tree = config.masked(settings)
     sys.stdout.write(json.dumps(tree, indent=2) + "\n" if arguments.json else config.to_toml(tree))
@@ -251,6 +266,7 @@ async def projects_set(arguments: Arguments, settings: Config) -> int:
             plan=arguments.plan,
             monthly_records=arguments.monthly_records,
             active=arguments.active,
+            genai_content_bytes=arguments.genai_content_bytes,
         )
     _print(msgspec.to_builtins(project), arguments.json)
     return DONE

@@ -91,6 +91,14 @@ class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Meta(ge=1, le=10**9, description="Requests a minute with one key where it and its plan have none; then 429."),
     ] = 10_000
+    requests_per_minute_no_retry: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10**9,
+            description="The same for keys of Streamlogia and Proliferate, whose clients lose what is refused.",
+        ),
+    ] = 600_000
 
 
 class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

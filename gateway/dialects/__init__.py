@@ -9,6 +9,9 @@ from gateway.config import Limits, Ndjson
 from gateway.dialects import brokle, loguro, ndjson, otlp, proliferate, signals, streamlogia
 from gateway.dialects.dialect import Dialect
 
+NEVER_RETRYING = ("proliferate", "streamlogia")
+"""Dialects whose clients lose what is refused: none of them ever sends a request again."""
+
 
 def registry(limits: Limits, names: Ndjson) -> tuple[Dialect, ...]:
     """Every dialect, in the order in which they may claim a request. ``names``: what NDJSON calls its members."""

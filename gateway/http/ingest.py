@@ -47,6 +47,11 @@ class Tenant(Protocol):
     @property
     def key_id(self) -> str: ...
     @property
+    def genai_content_bytes(self) -> int | None:
+        """How much the project keeps of what GenAI events were told and answered; None is all."""
+        ...
+
+    @property
     def notices(self) -> Headers:
         """What any reply to this request says: how much of the rate is left, when it is little."""
         ...
@@ -208,6 +213,7 @@ def _context(house: Ingest, tenant: Tenant, request: Request) -> Context:
         time_min_ns=max(0, request.arrival_ns - int(back_s * 1e9)),
         time_max_ns=request.arrival_ns + house.limits.timestamp_ahead_ms_max * 1_000_000,
         column_bytes_max=house.limits.column_bytes_max,
+        content_bytes_max=tenant.genai_content_bytes,
     )
 
 

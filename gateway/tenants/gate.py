@@ -21,7 +21,8 @@ from gateway.tenants.records import KeyRecord
 class Tenant:
     """Whose rows these are, and by which key. ``dialect`` is the key's, not the path's; ``kind`` server or browser.
 
-    ``notices`` are headers for the reply, whatever it will be.
+    ``notices`` are headers for the reply, whatever it will be. ``genai_content_bytes``: how much its
+    project keeps of what GenAI events were told and answered; None is all.
     """
 
     project_id: str
@@ -30,6 +31,7 @@ class Tenant:
     dialect: str
     kind: str
     notices: Headers = ()
+    genai_content_bytes: int | None = None
 
 
 class Gate:
@@ -69,7 +71,15 @@ class Gate:
             )
         self._quotas.check(record.project_id, record.monthly_records)
         notices = self._rates.take(record)
-        return Tenant(record.project_id, record.project_slug, record.id, record.dialect, record.kind, notices)
+        return Tenant(
+            record.project_id,
+            record.project_slug,
+            record.id,
+            record.dialect,
+            record.kind,
+            notices,
+            record.genai_content_bytes,
+        )
 
     def count(self, project_id: str, records: int) -> Headers:
         """Counts accepted records; returns headers for the reply: from 80 % on, how much of the quota is used."""

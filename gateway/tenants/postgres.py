@@ -85,7 +85,8 @@ _KEY_COLUMNS = """
     SELECT keys.id, keys.project_id, projects.slug AS project_slug, keys.kind, keys.dialect, keys.name,
            keys.origins, keys.created_at, keys.revoked_at, keys.sha256, projects.active,
            coalesce(keys.requests_per_minute, plans.requests_per_minute) AS requests_per_minute,
-           coalesce(projects.monthly_records, plans.monthly_records) AS monthly_records
+           coalesce(projects.monthly_records, plans.monthly_records) AS monthly_records,
+           projects.genai_content_bytes
     FROM keys JOIN projects ON projects.id = keys.project_id JOIN plans ON plans.name = projects.plan
 """
 _LOAD_KEYS = _KEY_COLUMNS
@@ -96,7 +97,7 @@ _CREATE_PROJECT = "INSERT INTO projects (slug, name) VALUES ($1, $2)"
 _PROJECTS = """
     SELECT projects.id, slug, projects.name, created_at, plan, active,
            coalesce(projects.monthly_records, plans.monthly_records) AS monthly_records,
-           coalesce(usage.records, 0) AS used_records
+           coalesce(usage.records, 0) AS used_records, genai_content_bytes
     FROM projects JOIN plans ON plans.name = projects.plan LEFT JOIN usage ON usage.project_id = projects.id
          AND usage.month = date_trunc('month', now() AT TIME ZONE 'UTC')
 """
@@ -105,7 +106,9 @@ _LIST_PROJECTS = _PROJECTS + "ORDER BY created_at, projects.id"
 # NULL leaves a setting as it is; 0 takes it away, so that the plan's or the gateway's holds.
 _SET_PROJECT = """
     UPDATE projects SET plan = coalesce($2, plan), active = coalesce($4, active),
-           monthly_records = nullif(coalesce($3::bigint, monthly_records), 0)
+           monthly_records = nullif(coalesce($3::bigint, monthly_records), 0),
+           genai_content_bytes = CASE WHEN $5::integer IS NULL THEN genai_content_bytes
+                                      WHEN $5 < 0 THEN NULL ELSE $5 END
     WHERE slug = $1
 """
 _SET_KEY = "UPDATE keys SET requests_per_minute = nullif($2::integer, 0) WHERE id = $1 AND revoked_at IS NULL"
@@ -242,16 +245,25 @@ class ControlStore:
             return [_project(row) for row in await connection.fetch(_LIST_PROJECTS)]
 
     async def set_project(
-        self, slug: str, *, plan: str | None = None, monthly_records: int | None = None, active: bool | None = None
+        self,
+        slug: str,
+        *,
+        plan: str | None = None,
+        monthly_records: int | None = None,
+        active: bool | None = None,
+        genai_content_bytes: int | None = None,
     ) -> Project:
-        """Changes what is not None. ``monthly_records`` 0: what the plan says. Missing: no such project or plan."""
+        """Changes what is not None. ``monthly_records`` 0: what the plan says; ``genai_content_bytes`` -1: all.
+
+        Missing: no such project or plan.
+        """
         _check_project(slug)
         _check_number("a month's records", monthly_records, RECORDS_MAX)
         if plan is not None and not _SLUG.fullmatch(plan):
             raise Missing(f"there is no plan {plan!r}")
         try:
             async with self._connection() as connection:
-                await connection.execute(_SET_PROJECT, slug, plan, monthly_records, active)
+                await connection.execute(_SET_PROJECT, slug, plan, monthly_records, active, genai_content_bytes)
                 row = await connection.fetchrow(_READ_PROJECT, slug)
         except asyncpg.ForeignKeyViolationError:
             raise Missing(f"there is no plan {plan!r}; `weir plans set` makes one") from None
@@ -562,4 +574,5 @@ def _key(row: Any) -> KeyRecord:
         requests_per_minute=row["requests_per_minute"],
         active=row["active"],
         monthly_records=row["monthly_records"],
+        genai_content_bytes=row["genai_content_bytes"],
     )

@@ -5,6 +5,9 @@ a request takes one, a batch is one request. So a sender may send its whole minu
 minute later; over any longer time it gets its rate. (A minute that begins with a full bucket therefore
 lets up to twice the rate through, as with every bucket that does not refuse such a burst.)
 
+The clients of some dialects never send again what was refused, and their vendors have no such limit;
+``by_dialect`` gives their keys a rate of their own, so that it is a guard and not a loss.
+
 Buckets are in this process's memory: with several processes a sender that spreads over all of them has
 as many buckets. Set the rate accordingly.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gateway._native import Bucket
 from gateway.errors import RateLimited
@@ -27,10 +30,20 @@ LOW = 0.2
 
 
 class Rates:
-    """The buckets. ``requests_per_minute`` is for keys that have none of their own; ``now_ns`` must not step back."""
+    """The buckets. ``requests_per_minute`` is for keys that have none of their own, ``by_dialect`` goes before it.
 
-    def __init__(self, requests_per_minute: int, *, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    ``now_ns`` must not step back.
+    """
+
+    def __init__(
+        self,
+        requests_per_minute: int,
+        *,
+        by_dialect: Mapping[str, int] | None = None,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._default = requests_per_minute
+        self._by_dialect = dict(by_dialect or {})
         self._now_ns = now_ns
         self._buckets: dict[str, tuple[int, Bucket]] = {}
 
@@ -44,7 +57,7 @@ class Rates:
         """
         now_ns = self._now_ns()
         limit, bucket = self._buckets.get(key.id) or (0, None)
-        wanted = key.requests_per_minute or self._default
+        wanted = key.requests_per_minute or self._by_dialect.get(key.dialect, self._default)
         if bucket is None or limit != wanted:
             limit, bucket = wanted, Bucket(wanted / WINDOW_S, wanted, now_ns)
             self._buckets[key.id] = limit, bucket

@@ -16,6 +16,7 @@ class Project(msgspec.Struct, frozen=True):
 
     ``monthly_records``: its quota, its own or its plan's; None: unlimited. ``used_records``: what it
     has sent in this calendar month (UTC). Nothing is accepted for a project that is not ``active``.
+    ``genai_content_bytes``: how much is kept of what GenAI events were told and answered; None: all.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Project(msgspec.Struct, frozen=True):
     active: bool = True
     monthly_records: int | None = None
     used_records: int = 0
+    genai_content_bytes: int | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -39,8 +41,9 @@ class Plan(msgspec.Struct, frozen=True):
 class KeyRecord(msgspec.Struct, frozen=True, gc=False):
     """A key without its secret, which nobody has but the sender. ``origins`` only of a browser key.
 
-    ``requests_per_minute``: its own or its plan's; None: the gateway's. ``active`` and
-    ``monthly_records`` are its project's. A snapshot of before there were quotas has none of them.
+    ``requests_per_minute``: its own or its plan's; None: the gateway's. ``active``,
+    ``monthly_records`` and ``genai_content_bytes`` are its project's. A snapshot of before there were
+    quotas has none of them.
     """
 
     id: str
@@ -55,6 +58,7 @@ class KeyRecord(msgspec.Struct, frozen=True, gc=False):
     requests_per_minute: int | None = None
     active: bool = True
     monthly_records: int | None = None
+    genai_content_bytes: int | None = None
 
 
 class PatRecord(msgspec.Struct, frozen=True):

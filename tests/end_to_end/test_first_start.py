@@ -31,14 +31,15 @@ def pasted(line: str) -> str:
 
 def test_the_printed_lines_work_as_pasted_and_the_printed_query_shows_the_rows(gateway: GatewayProcess) -> None:
     lines = re.findall(r"^curl .*$", gateway.told, re.MULTILINE)
-    assert len(lines) == 3, gateway.told
     *sends, query = lines
     statuses = [re.match(r"HTTP/1.1 (\d+)", pasted(line)) for line in sends]
-    assert [match and match[1] for match in statuses] == ["200", "202"]
+    assert [match and match[1] for match in statuses] == ["200", "202", "202", "200", "200", "200"], gateway.told
+    said = [greeting for line in sends for greeting in re.findall(r"Hello from \w+", line)]
+    assert len(set(said)) == len(sends)
     poll(
-        lambda: "Hello from OTLP" in (shown := pasted(query)) and "Hello from Loguro" in shown,
+        lambda: all(greeting in (shown := pasted(query)) and shown for greeting in said),
         within_s=10,
-        what="the printed query shows both records",
+        what="the printed query shows all records",
     )
 
 
@@ -48,14 +49,19 @@ def test_the_lines_of_the_readme_work_as_pasted(gateway: GatewayProcess) -> None
     for documented, real in (
         ("127.0.0.1:8080", listen["ingest"][0]),
         ("http://127.0.0.1:8123", listen["clickhouse"]),
+        ("'$KEY'", gateway.demo["keys"]["loguro"]),
         ("$KEY", gateway.demo["keys"]["loguro"]),
+        ("$BROKLE", gateway.demo["keys"]["brokle"]),
     ):
         readme = readme.replace(documented, real)
-    otlp, loguro, query = re.findall(r"^curl .*$", readme, re.MULTILINE)
-    assert pasted(otlp).endswith("{}")
-    assert pasted(loguro).endswith('{"success":true,"status":"queued"}')
-    poll(lambda: gateway.count() >= 2, within_s=10, what="the rows are stored")
-    assert "Hello from" in pasted(query)
+    *sends, query = re.findall(r"^curl .*$", readme, re.MULTILINE)
+    replies = [pasted(line).rpartition("\r\n\r\n")[2] for line in sends]
+    for reply, expected in zip(
+        replies, ("{}", '"queued"', '"accepted":1', '"ingested":1', '"event_count":1', '"accepted":1'), strict=True
+    ):
+        assert expected in reply.replace(" ", ""), reply
+    said = [greeting for line in sends for greeting in re.findall(r"Hello from \w+", line)]
+    poll(lambda: all(greeting in pasted(query) for greeting in said), within_s=10, what="all rows are shown")
 
 
 def test_listen_json_says_where_it_listens(gateway: GatewayProcess) -> None:
@@ -124,6 +130,29 @@ def test_a_project_of_its_own_has_rows_of_its_own(gateway: GatewayProcess) -> No
     poll(lambda: gateway.post("/batch", b'[{"message":"a"},{"message":"b"}]', key) == 202, within_s=1, what="taken")
     where = f"ProjectId = '{project['id']}'"
     poll(lambda: gateway.count(where) == 2, within_s=10, what="its rows are stored")
+
+
+def test_a_project_keeps_as_much_of_genai_content_as_it_says(gateway: GatewayProcess) -> None:
+    gateway.command("projects", "create", "private", "--json")
+    key = json.loads(gateway.command("keys", "create", "--project", "private", "--dialect", "otlp", "--json").stdout)
+    event = {"body": {"stringValue": "a secret plan"}, "eventName": "gen_ai.user.message", "attributes": []}
+    body = json.dumps({"resourceLogs": [{"scopeLogs": [{"logRecords": [event]}]}]}).encode()
+
+    def stored() -> list[str]:
+        kept = f"ProjectId = '{key['project_id']}'"
+        logs = gateway.query(f"SELECT Body AS text FROM otel_logs WHERE {kept} ORDER BY ObservedTimestamp")
+        events = gateway.query(f"SELECT InputMessages AS text FROM genai_events WHERE {kept} ORDER BY Timestamp")
+        return [row["text"] for row in (*logs, *events)]
+
+    poll(lambda: gateway.post("/v1/logs", body, key["secret"]) == 200, within_s=2, what="the new key works")
+    poll(lambda: stored() == ["a secret plan"] * 2, within_s=10, what="all content is stored")
+    assert gateway.command("projects", "set", "private", "--genai-content", "none").returncode == 0
+    poll(
+        lambda: gateway.post("/v1/logs", body, key["secret"]) == 200 and "" in stored(),
+        within_s=10,
+        what="no content is stored any more",
+    )
+    assert gateway.command("projects", "set", "private", "--genai-content", "some").returncode == 2
 
 
 def test_wrong_usage_and_failures_have_their_exit_codes(gateway: GatewayProcess) -> None:

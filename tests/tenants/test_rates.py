@@ -27,9 +27,9 @@ class Nanoseconds:
         self.now += int(seconds * SECOND_NS)
 
 
-def key(name: str = "a", requests_per_minute: int | None = None) -> KeyRecord:
+def key(name: str = "a", requests_per_minute: int | None = None, dialect: str = "otlp") -> KeyRecord:
     return KeyRecord(
-        id=name, project_id="p", project_slug="demo", kind="server", dialect="otlp", name=name, origins=(),
+        id=name, project_id="p", project_slug="demo", kind="server", dialect=dialect, name=name, origins=(),
         created_at=datetime(2026, 1, 1, tzinfo=UTC), revoked_at=None, requests_per_minute=requests_per_minute,
     )  # fmt: skip
 
@@ -107,6 +107,13 @@ def test_keys_have_buckets_and_rates_of_their_own(clock: Nanoseconds) -> None:
     assert taken(rates, key("a"), 200) == 100
     assert taken(rates, key("b", 5), 200) == 5
     assert taken(rates, key("c", 150), 200) == 150
+
+
+def test_keys_of_dialects_whose_clients_never_retry_have_another_rate(clock: Nanoseconds) -> None:
+    rates = Rates(100, by_dialect={"streamlogia": 150}, now_ns=clock)
+    assert taken(rates, key("a", dialect="streamlogia"), 200) == 150
+    assert taken(rates, key("b", dialect="loguro"), 200) == 100
+    assert taken(rates, key("c", 5, dialect="streamlogia"), 200) == 5
 
 
 def test_a_changed_rate_holds_at_once(clock: Nanoseconds) -> None:

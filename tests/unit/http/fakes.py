@@ -24,6 +24,7 @@ class OneTenant:
     project_id: str = "project"
     key_id: str = "key"
     notices: tuple[tuple[str, str], ...] = ()
+    genai_content_bytes: int | None = None
 
 
 class OneKey:
