@@ -2,7 +2,9 @@
 
     python bench/decode.py [--rounds N] [--json]
 
-The body: one request of 1,000 records, about 374 bytes and 8 attributes each, all different. Figures
+The OTLP body: one request of 1,000 records, about 350 bytes and 8 attributes each, all different; the JSON
+dialects: batches of 100 with about the same content, by the plans the dialects use. A block is sealed:
+identified, encoded, and with lz4 compressed and checksummed as ClickHouse receives it. Figures
 are medians of the rounds; each round times every case once, in turn, so that a slow moment of the
 machine hits all of them. Ratios are what to quote.
 """
@@ -15,14 +17,17 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from gateway import _native
+from gateway.dialects import loguro, proliferate, streamlogia
 from gateway.schema import OTEL_LOGS
 
 RECORDS = 1000
+BATCH = 100
 NOW_NS = 1_790_000_000_000_000_000
 CONSTANTS = {"project_id": "7b0c3f1e-8c9c-4a87-9f0e-0c6a4ab4f0d1", "dialect": "otlp"}
 
@@ -118,32 +123,59 @@ def otlp_json(request: ExportLogsServiceRequest) -> bytes:
     ).encode()
 
 
-def loguro_json(request: ExportLogsServiceRequest) -> bytes:
-    """About the same content as a Loguro batch of 100."""
-    names = {"string_value": str, "int_value": int, "double_value": float, "bool_value": bool}
-    entries = []
-    for record in request.resource_logs[0].scope_logs[0].log_records[:100]:
-        context = {}
+def flat(request: ExportLogsServiceRequest) -> list[dict[str, object]]:
+    """The first hundred records as flat entries: level, message and attributes."""
+    kinds = {"string_value": str, "int_value": int, "double_value": float, "bool_value": bool}
+    found = []
+    for record in request.resource_logs[0].scope_logs[0].log_records[:BATCH]:
+        attributes = {}
         for pair in record.attributes:
             kind = str(pair.value.WhichOneof("value"))
-            context[pair.key] = names[kind](getattr(pair.value, kind))
-        entries.append(
+            attributes[pair.key] = kinds[kind](getattr(pair.value, kind))
+        found.append(
+            {"level": record.severity_text.lower(), "message": record.body.string_value, "attributes": attributes}
+        )
+    return found
+
+
+def json_batches(request: ExportLogsServiceRequest) -> dict[str, bytes]:
+    """About the same content as each JSON dialect's senders write it."""
+    loguro, proliferate, streamlogia = [], [], []
+    for entry in flat(request):
+        level, message, attributes = entry["level"], entry["message"], entry["attributes"]
+        loguro.append(
+            {"level": level, "message": message, "timestamp": "2026-09-21T12:26:40.123456Z", "context": attributes}
+        )
+        proliferate.append(
             {
-                "level": record.severity_text.lower().replace("warn", "warning"),
-                "message": record.body.string_value,
-                "timestamp": "2026-09-21T12:26:40.123456Z",
-                "context": context,
+                "timestamp": 1789993600.123,
+                "level": level,
+                "message": message,
+                "template": "{what} accepted",
+                "attributes": attributes,
+                "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+                "logger_name": "checkout.payment",
+                "file_path": "src/checkout/payment.py",
+                "line_number": 42,
+                "function_name": "charge",
             }
         )
-    return json.dumps(entries).encode()
-
-
-LOGURO_RULES = [
-    ("level", "level", "SeverityText", ""),
-    ("message", "text", "Body", ""),
-    ("timestamp", "time", "Timestamp", ""),
-    ("context", "attributes", "LogAttributes", ""),
-]
+        streamlogia.append(
+            {
+                "projectId": CONSTANTS["project_id"],
+                "level": str(level).upper(),
+                "message": message,
+                "source": "checkout",
+                "timestamp": "2026-09-21T12:26:40.123456+00:00",
+                "tags": ["orders"],
+                "meta": attributes,
+            }
+        )
+    return {
+        "loguro": json.dumps(loguro).encode(),
+        "proliferate": json.dumps({"api_key": "pk_x", "environment": "production", "logs": proliferate}).encode(),
+        "streamlogia": json.dumps(streamlogia).encode(),
+    }
 
 
 def cases(records: int) -> dict[str, tuple[int, int, Callable[[], object]]]:
@@ -151,31 +183,53 @@ def cases(records: int) -> dict[str, tuple[int, int, Callable[[], object]]]:
     request = otlp_request(records)
     body = request.SerializeToString()
     body_json = otlp_json(request)
-    batch = loguro_json(otlp_request(100))
+    batches = json_batches(otlp_request(BATCH))
     columns = _native.Columns(OTEL_LOGS.layout)
     plan = _native.OtlpPlan([(OTEL_LOGS.layout, OTEL_LOGS.feeds)])
-    entry_plan = _native.EntryPlan([(OTEL_LOGS.layout, LOGURO_RULES, OTEL_LOGS.feeds)], unknown="LogAttributes")
     names = [column.name for column in OTEL_LOGS.columns]
     frame, row = names.index("SpoolFrame"), names.index("SpoolRow")
+    first_id = bytes(16)
 
-    def decode(kind: str) -> None:
-        if kind == "protobuf":
-            _native.otlp_protobuf(body, plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS)
-        elif kind == "json":
-            _native.otlp_json(body_json, plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS)
-        else:
-            _native.entries(batch, entry_plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS)
+    def entries(dialect: str, entry_plan: _native.EntryPlan, **more: Any) -> Callable[[], object]:
+        batch = batches[dialect]
+        return lambda: _native.entries(
+            batch, entry_plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS, nan_literals=True, **more
+        )
 
-    def columns_only(kind: str) -> Callable[[], None]:
+    decoders: dict[str, tuple[int, int, Callable[[], object]]] = {
+        "otlp protobuf": (
+            records,
+            len(body),
+            lambda: _native.otlp_protobuf(body, plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS),
+        ),
+        "otlp json": (
+            records,
+            len(body_json),
+            lambda: _native.otlp_json(body_json, plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS),
+        ),
+        "loguro": (BATCH, len(batches["loguro"]), entries("loguro", loguro.PLAN)),
+        "proliferate": (
+            BATCH,
+            len(batches["proliferate"]),
+            entries("proliferate", proliferate.LOG_PLAN, partial=True, entries_max=BATCH),
+        ),
+        "streamlogia": (
+            BATCH,
+            len(batches["streamlogia"]),
+            entries("streamlogia", streamlogia.PLAN, problems_max=100, record_id=first_id),
+        ),
+    }
+
+    def columns_only(decode: Callable[[], object]) -> Callable[[], None]:
         def run() -> None:
-            decode(kind)
+            decode()
             columns.clear()
 
         return run
 
-    def block(kind: str, compression: str) -> Callable[[], None]:
+    def block(decode: Callable[[], object], compression: str) -> Callable[[], None]:
         def run() -> None:
-            decode(kind)
+            decode()
             columns.cut(frame=1, frame_column=frame, row_column=row, compression=compression)
 
         return run
@@ -185,26 +239,24 @@ def cases(records: int) -> dict[str, tuple[int, int, Callable[[], object]]]:
     def copy() -> None:
         target[:] = body
 
-    return {
+    table: dict[str, tuple[int, int, Callable[[], object]]] = {
         "memcpy of the body": (records, len(body), copy),
         "upb: parse into objects": (records, len(body), lambda: ExportLogsServiceRequest.FromString(body)),
-        "otlp protobuf -> columns": (records, len(body), columns_only("protobuf")),
-        "otlp protobuf -> block": (records, len(body), block("protobuf", "none")),
-        "otlp protobuf -> block, lz4": (records, len(body), block("protobuf", "lz4")),
-        "otlp json -> columns": (records, len(body_json), columns_only("json")),
-        "otlp json -> block, lz4": (records, len(body_json), block("json", "lz4")),
-        "loguro batch of 100 -> columns": (100, len(batch), columns_only("loguro")),
-        "loguro batch of 100 -> block, lz4": (100, len(batch), block("loguro", "lz4")),
     }
+    for name, (count, size, decode) in decoders.items():
+        table[f"{name} -> columns"] = (count, size, columns_only(decode))
+        if name == "otlp protobuf":
+            table[f"{name} -> block"] = (count, size, block(decode, "none"))
+        table[f"{name} -> block, lz4"] = (count, size, block(decode, "lz4"))
+    return table
 
 
 def measure(rounds: int, records: int = RECORDS) -> list[dict[str, object]]:
     """Median seconds of each case as rows of figures."""
     table = cases(records)
     timings: dict[str, list[float]] = {name: [] for name in table}
-    for name, (_, _, run) in table.items():
+    for _, _, run in table.values():
         run()
-        del name
     for _ in range(rounds):
         for name, (_, _, run) in table.items():
             start = time.perf_counter()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import resource
 import signal
 from contextlib import AsyncExitStack, suppress
 from typing import Any
@@ -216,6 +217,7 @@ class App:
 
 async def serve(config: Config) -> bool:
     """Runs a gateway until SIGTERM, SIGINT or SIGHUP; true when it stopped in order and nothing was lost."""
+    _allow_open_files()
     loop = asyncio.get_running_loop()
     asked_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -243,6 +245,13 @@ async def serve(config: Config) -> bool:
     if starting.done() and not starting.cancelled() and not lost:
         logger.info("stopped; everything accepted is in ClickHouse")
     return not lost
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets us: a connection is a file, and the usual 1,024 are soon gone."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _check_migrations(store: ControlStore) -> None:

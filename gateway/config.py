@@ -168,7 +168,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes_in_flight_max: Annotated[int, Meta(ge=1 * MiB, description="Bytes of bodies being read; then 503.")] = (
         128 * MiB
     )
-    connections_per_address_max: Annotated[int, Meta(ge=1, description="Open connections of one address.")] = 512
+    connections_per_address_max: Annotated[int, Meta(ge=1, description="Open connections of one address.")] = 4096
     column_bytes_max: Annotated[
         int, Meta(ge=64 * KiB, description="Bytes the rows of one request may take; more: 413.")
     ] = 96 * MiB

@@ -42,7 +42,7 @@ class Patience:
 
     idle_s: float = 75.0
     header_s: float = 10.0
-    connections_per_address_max: int = 512
+    connections_per_address_max: int = 4096
 
 
 class Listener:

@@ -9,10 +9,6 @@ import pytest
 from tests.interop.rig import Project, Weir
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "interop: the vendors' own packages and a browser against a running gateway")
-
-
 def running(gateway: Weir) -> Iterator[Weir]:
     try:
         gateway.start()
