@@ -187,10 +187,19 @@ cdef int take_member(entries_t *e, EntryPlan plan, _Problems problems, size_t en
             return MALFORMED
         if string_text(&key, &e.work, &name) < 0:
             return NO_MEMORY
-        if read_json(d, &e.j, &value, 1) < 0:
-            return MALFORMED
+        skip_space(&e.j)
         if same_text(&name, &e.member):
+            # Of a member that comes twice the last one wins; that the other is JSON is seen here.
+            if found.type == 91 and check_array(d, &e.j, &found) < 0:
+                return MALFORMED
+            if e.j.p < e.j.end and e.j.p[0] == 91:
+                if skip_array(d, &e.j, &value) < 0:
+                    return MALFORMED
+            elif read_json(d, &e.j, &value, 1) < 0:
+                return MALFORMED
             found = value
+        elif read_json(d, &e.j, &value, 1) < 0:
+            return MALFORMED
         for i in range(e.shared_count):
             if same_text(&name, &e.shared_names[i]):
                 e.shared[i] = value
@@ -204,8 +213,21 @@ cdef int take_member(entries_t *e, EntryPlan plan, _Problems problems, size_t en
     e.j.p = found.p
     e.j.end = found.end
     status = take_array(e, plan, problems, 1, entries_max, over)
+    if status == OK:
+        status = whole_json(d, &e.j)
     e.j = whole
     return status
+
+
+cdef int check_array(decoder_t *d, json_t *j, json_value_t *skipped) noexcept nogil:
+    """That an array which was only skipped is JSON."""
+    cdef json_t inner = j[0]
+    cdef json_value_t value
+    inner.p = skipped.p
+    inner.end = skipped.end
+    if read_json(d, &inner, &value, 1) < 0:
+        return MALFORMED
+    return whole_json(d, &inner)
 
 
 cdef int decode_entries(entries_t *e, EntryPlan plan, _Problems problems, bint lines, size_t entries_max,

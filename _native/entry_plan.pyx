@@ -55,6 +55,7 @@ ctypedef struct entries_t:
     text_t *names
     int name_count
     json_value_t slots[MEMBERS_MAX]
+    int follows[MEMBERS_MAX + 1]    # which member came behind each in the entry before; the last: first of all
     text_t *shared_names
     int shared_count
     json_value_t shared[MEMBERS_MAX]

@@ -10,7 +10,7 @@ cdef int read_entry(entries_t *e, int depth) noexcept nogil:
     cdef string_t key
     cdef text_t name
     cdef json_value_t value
-    cdef int slot, i, expected = 0, status
+    cdef int slot, i, expected, before = MEMBERS_MAX, status
     for i in range(e.name_count):
         e.slots[i].type = 0
     e.unknown_count = 0
@@ -21,6 +21,7 @@ cdef int read_entry(entries_t *e, int depth) noexcept nogil:
         if string_text(&key, &e.work, &name) < 0:
             return NO_MEMORY
         slot = -1
+        expected = e.follows[before]
         if expected < e.name_count and same_text(&name, &e.names[expected]):
             slot = expected
         else:
@@ -32,7 +33,8 @@ cdef int read_entry(entries_t *e, int depth) noexcept nogil:
             return MALFORMED
         if slot >= 0:
             e.slots[slot] = value
-            expected = slot + 1
+            e.follows[before] = slot
+            before = slot
         elif e.keep_unknown:
             if remember(e, &key, &value) < 0:
                 return NO_MEMORY

@@ -16,6 +16,7 @@ ctypedef struct string_t:
 ctypedef struct json_value_t:
     # A checked value; ``type``: one of " { [ t f n 0 (number) N (NaN, Infinity, -Infinity)
     int type
+    bint escaped            # of a string: whether it has escapes
     const uint8_t *p
     const uint8_t *end
 
@@ -138,6 +139,7 @@ cdef int read_json(decoder_t *d, json_t *j, json_value_t *value, int depth) noex
     cdef string_t string
     cdef int status, word
     cdef uint8_t byte
+    string.escaped = False
     skip_space(j)
     value.p = j.p
     if unlikely_(j.p >= j.end):
@@ -146,6 +148,7 @@ cdef int read_json(decoder_t *d, json_t *j, json_value_t *value, int depth) noex
     value.type = byte
     if byte == 34:
         status = read_string(d, j, &string)
+        value.escaped = string.escaped
     elif byte == 123 or byte == 91:
         status = read_container(d, j, depth, byte)
     elif byte == 116:
@@ -222,6 +225,33 @@ cdef inline int open_container(decoder_t *d, json_t *j, uint8_t opening, int dep
     return 1
 
 
+cdef int skip_array(decoder_t *d, json_t *j, json_value_t *value) noexcept nogil:
+    """Find the end of the array at the cursor, looking at strings and brackets only.
+
+    For an array that is read again: whoever does so checks it, and that it ends here.
+    """
+    cdef string_t string
+    cdef int depth = 0
+    cdef uint8_t byte
+    value.type = 91
+    value.p = j.p
+    while j.p < j.end:
+        byte = j.p[0]
+        if byte == 34:
+            if read_string(d, j, &string) < 0:
+                return MALFORMED
+            continue
+        j.p += 1
+        if byte == 91 or byte == 123:
+            depth += 1
+        elif byte == 93 or byte == 125:
+            depth -= 1
+            if depth == 0:
+                value.end = j.p
+                return OK
+    return malformed(d, j.p, "an array is not closed")
+
+
 cdef int string_text(string_t *string, buffer_t *work, text_t *text) noexcept nogil:
     """The string's text: in the body where nothing is escaped, else in ``work``."""
     cdef size_t bad = 0
@@ -241,13 +271,7 @@ cdef inline void inside(json_value_t *value, string_t *string) noexcept nogil:
     """A checked string value's inside."""
     string.p = value.p + 1
     string.size = <size_t> (value.end - value.p) - 2
-    string.escaped = False
-    cdef size_t i = 0
-    while i < string.size:
-        i += scan_json_string(string.p + i, string.size - i)
-        if i < string.size:
-            string.escaped = True
-            return
+    string.escaped = value.escaped
 
 
 cdef int append_compact(decoder_t *d, const uint8_t *p, const uint8_t *end, buffer_t *out) noexcept nogil:
