@@ -54,9 +54,9 @@ def otlp_request(records: int, seed: int = 1) -> ExportLogsServiceRequest:
         record.severity_number = draw.choice((5, 9, 9, 9, 13, 17))
         record.severity_text = {5: "DEBUG", 9: "INFO", 13: "WARN", 17: "ERROR"}[record.severity_number]
         words = " ".join(
-            draw.choice(("order", "payment", "accepted", "card", "retry", "user", "token")) for _ in range(6)
+            draw.choice(("order", "payment", "accepted", "card", "retry", "user", "token")) for _ in range(9)
         )
-        record.body.string_value = f"{words} {draw.getrandbits(64):x}"
+        record.body.string_value = f"{words} {draw.getrandbits(80):x}"
         record.trace_id = draw.randbytes(16)
         record.span_id = draw.randbytes(8)
         record.flags = 1
