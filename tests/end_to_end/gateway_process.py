@@ -145,9 +145,9 @@ class GatewayProcess:
         except OSError:
             return b""
 
-    def count(self, where: str = "1") -> int:
-        """Rows of the log table; -1 while ClickHouse is restarting."""
-        rows = self.query(f"SELECT count() AS rows FROM otel_logs WHERE {where}")
+    def count(self, where: str = "1", *, table: str = "otel_logs") -> int:
+        """Rows of a table; -1 while ClickHouse is restarting."""
+        rows = self.query(f"SELECT count() AS rows FROM {table} WHERE {where}")
         return int(rows[0]["rows"]) if rows else -1
 
     def metric(self, name: str) -> float:
