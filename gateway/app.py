@@ -32,12 +32,14 @@ from gateway.delivery.settings import Settings
 from gateway.dialects import NEVER_RETRYING, registry
 from gateway.engines import Engines, clickhouse_client, control_store, lacking
 from gateway.http.admission import Admission
+from gateway.http.api import Api, ApiRoute
 from gateway.http.ingest import Ingest
 from gateway.http.probes import Probes
 from gateway.http.server import AdminServer, IngestServer
 from gateway.metrics import Metrics
 from gateway.tenants.gate import Gate
 from gateway.tenants.keys import Keys
+from gateway.tenants.pats import Pats
 from gateway.tenants.postgres import ControlStore, StoreUnavailable
 from gateway.tenants.quotas import Quotas
 from gateway.tenants.rates import Rates
@@ -87,7 +89,12 @@ class App:
         parts.push_async_callback(admin.stop, _PROBE_STOP_S)
         admin_addresses = await admin.start()
         dialects = registry(config.limits, config.ndjson)
-        ingest = IngestServer(config.ingest.listen, self._house(gate, delivery), dialects)
+        house = self._house(gate, delivery)
+        store = await ControlStore.connect(engines.postgres_dsn, at_once=False)
+        parts.push_async_callback(store.close)
+        routes: list[ApiRoute] = []
+        api = Api(routes, Pats(store), limits=config.limits, admission=house.admission)
+        ingest = IngestServer(config.ingest.listen, house, dialects, api)
         parts.push_async_callback(ingest.stop, config.shutdown.requests_ms_max / 1000)
         self.listen = {
             "ingest": await ingest.start(),

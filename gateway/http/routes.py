@@ -60,13 +60,14 @@ class Routes:
             return route
         segments = path.split("/")
         for template, answers in self._templates:
-            values = _match(template, segments)
+            values = match(template, segments)
             if values is not None:
                 return Route(answers, values)
         return None
 
 
-def _match(template: list[str], segments: list[str]) -> dict[str, str] | None:
+def match(template: Sequence[str], segments: Sequence[str]) -> dict[str, str] | None:
+    """What the template's ``{name}`` segments hold of a path, or None when it is another path."""
     if len(template) != len(segments):
         return None
     values: dict[str, str] = {}

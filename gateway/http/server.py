@@ -11,6 +11,7 @@ from aiohttp import web
 from gateway.config import Limits
 from gateway.dialects.dialect import Dialect, Reply
 from gateway.http import cors, probes
+from gateway.http.api import Api
 from gateway.http.body import Incoming
 from gateway.http.ingest import Ingest, ingest, sent_request_id
 from gateway.http.listener import Listener, Patience
@@ -19,10 +20,13 @@ from gateway.http.routes import Routes
 
 
 class IngestServer:
-    """Every dialect's paths, and ``/healthz``, on each of the addresses (``host:port``, port 0: a free one)."""
+    """Every dialect's paths, ``/healthz`` and the API, on each of the addresses (``host:port``, port 0: a free one)."""
 
-    def __init__(self, listen: Sequence[str], house: Ingest, dialects: Sequence[Dialect]) -> None:
+    def __init__(
+        self, listen: Sequence[str], house: Ingest, dialects: Sequence[Dialect], api: Api | None = None
+    ) -> None:
         self._house = house
+        self._api = api
         self._routes = Routes(dialects)
         self._hint = "POST logs to one of " + ", ".join(self._routes.paths)
         self._listener = Listener(listen, self._answer, _patience(house.limits))
@@ -51,9 +55,19 @@ class IngestServer:
                 return options
         if route is not None:
             return await ingest(self._house, route, request.method, path, request.headers, incoming)
-        reply = probes.alive(request.method) if path == "/healthz" else not_found(self._hint)
+        reply = await self._other(request, incoming)
         sent_id = sent_request_id(request.headers)
         return replace(reply, headers=(*reply.headers, ("X-Request-Id", sent_id))) if sent_id else reply
+
+    async def _other(self, request: web.BaseRequest, incoming: Incoming) -> Reply:
+        if request.path == "/healthz":
+            return probes.alive(request.method)
+        if self._api is not None:
+            query = list(request.query.items())
+            reply = await self._api.answer(request.method, request.path, query, request.headers, incoming)
+            if reply is not None:
+                return reply
+        return not_found(self._hint)
 
 
 class AdminServer:

@@ -137,6 +137,7 @@ _CREATE_KEY = """
 """
 _REVOKE_KEY = "UPDATE keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING id"
 _CREATE_PAT = "INSERT INTO personal_access_tokens (sha256, name) VALUES ($1, $2) RETURNING id, name, created_at"
+_FIND_PAT = "SELECT id, name, created_at FROM personal_access_tokens WHERE sha256 = $1 AND revoked_at IS NULL"
 _HAS_LEDGER = "SELECT to_regclass('schema_migrations') IS NOT NULL"
 _READ_LEDGER = "SELECT name, sha256 FROM schema_migrations"
 _CREATE_LEDGER = """
@@ -181,12 +182,17 @@ class ControlStore:
         self._pool = pool
 
     @classmethod
-    async def connect(cls, dsn: str, *, command_timeout_s: float = COMMAND_TIMEOUT_S) -> ControlStore:
-        """Opens a small pool to ``dsn`` (``postgresql://...``). StoreUnavailable when it cannot."""
+    async def connect(
+        cls, dsn: str, *, command_timeout_s: float = COMMAND_TIMEOUT_S, at_once: bool = True
+    ) -> ControlStore:
+        """Opens a small pool to ``dsn`` (``postgresql://...``). StoreUnavailable when it cannot.
+
+        Not ``at_once``: it connects when it is first used, so Postgres may be away now.
+        """
         with _translated():
             pool = await asyncpg.create_pool(
                 dsn,
-                min_size=1,
+                min_size=1 if at_once else 0,
                 max_size=CONNECTIONS_MAX,
                 timeout=CONNECT_TIMEOUT_S,
                 command_timeout=command_timeout_s,
@@ -349,6 +355,12 @@ class ControlStore:
         async with self._connection() as connection:
             row = await connection.fetchrow(_CREATE_PAT, digest_of(secret), name)
         return PatRecord(str(row["id"]), row["name"], row["created_at"]), secret
+
+    async def find_pat(self, sha256: bytes) -> PatRecord | None:
+        """The token with this digest; None when there is none or it is revoked."""
+        async with self._connection() as connection:
+            row = await connection.fetchrow(_FIND_PAT, sha256)
+        return PatRecord(str(row["id"]), row["name"], row["created_at"]) if row else None
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
