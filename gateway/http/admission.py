@@ -2,6 +2,11 @@
 
 Past either limit a request is refused at once rather than queued: a sender that is told to come back
 in a second does, and one that waits in a queue times out and sends the same again on top.
+
+A request holds the bytes that are here, not those it has declared: whoever declares much and sends
+little takes nothing from the others. And where the key is in the body, nobody knows who is sending
+before it is read: these strangers together hold half of either limit at most, so that however many
+come, there is room for those whose key is known.
 """
 
 from __future__ import annotations
@@ -18,45 +23,64 @@ class Admission:
     def __init__(self, *, requests_max: int, bytes_max: int) -> None:
         self.requests_max = requests_max
         self.bytes_max = bytes_max
-        self.requests = 0
-        self.bytes = 0
+        self.requests = self.strangers = 0
+        self.bytes = self.stranger_bytes = 0
 
     @contextmanager
-    def admit(self, declared_bytes: int) -> Iterator[Ticket]:
-        """Holds one request and ``declared_bytes`` while open. Raises Overloaded when they do not fit."""
-        if self.requests >= self.requests_max:
+    def admit(self, declared_bytes: int, *, stranger: bool = False) -> Iterator[Ticket]:
+        """Holds one request while open. Raises Overloaded when it, or what it declares, does not fit now."""
+        if self.requests >= self.requests_max or (stranger and self.strangers >= max(1, self.requests_max // 2)):
             raise Overloaded("too many requests are being answered: send this one again", retry_after_s=1)
-        ticket = Ticket(self)
-        ticket.hold(declared_bytes)
+        ticket = Ticket(self, stranger)
+        ticket.check(declared_bytes)
         self.requests += 1
+        self.strangers += stranger
         try:
             yield ticket
         finally:
-            self.requests -= 1
             ticket.release()
+            ticket.is_known()
+            self.requests -= 1
 
 
 class Ticket:
     """The bytes one request holds."""
 
-    __slots__ = ("_admission", "_held_bytes")
+    __slots__ = ("_admission", "_held_bytes", "_stranger")
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, stranger: bool) -> None:
         self._admission = admission
         self._held_bytes = 0
+        self._stranger = stranger
+
+    def check(self, needed_bytes: int) -> None:
+        """Raises Overloaded when it cannot hold ``needed_bytes`` in all now."""
+        admission, more = self._admission, needed_bytes - self._held_bytes
+        # A stranger alone may have all: its request could not be taken at any other time either.
+        others = admission.stranger_bytes - self._held_bytes if self._stranger else 0
+        crowded = others and others + needed_bytes > admission.bytes_max // 2
+        if more > 0 and (crowded or admission.bytes + more > admission.bytes_max):
+            raise Overloaded("too many bytes are being read: send this request again", retry_after_s=1)
 
     def hold(self, needed_bytes: int) -> None:
         """Holds ``needed_bytes`` in all, if less were held until now. Raises Overloaded when they do not fit."""
-        more = needed_bytes - self._held_bytes
-        if more <= 0:
-            return
-        admission = self._admission
-        if admission.bytes + more > admission.bytes_max:
-            raise Overloaded("too many bytes are being read: send this request again", retry_after_s=1)
-        admission.bytes += more
-        self._held_bytes = needed_bytes
+        if needed_bytes > self._held_bytes:
+            self.check(needed_bytes)
+            self._keep(needed_bytes)
+
+    def is_known(self) -> None:
+        """No stranger any more: its key was good."""
+        if self._stranger:
+            self._admission.strangers -= 1
+            self._admission.stranger_bytes -= self._held_bytes
+            self._stranger = False
 
     def release(self) -> None:
         """Holds nothing any more."""
-        self._admission.bytes -= self._held_bytes
-        self._held_bytes = 0
+        self._keep(0)
+
+    def _keep(self, held_bytes: int) -> None:
+        more, self._held_bytes = held_bytes - self._held_bytes, held_bytes
+        self._admission.bytes += more
+        if self._stranger:
+            self._admission.stranger_bytes += more

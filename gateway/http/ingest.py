@@ -154,7 +154,8 @@ async def _story(
     # Admit: what cannot be taken is refused before it is read.
     encoding = body.encoding_of(request.headers)
     body.check_declared(incoming, limits.body_bytes_max)
-    with house.admission.admit(incoming.declared_bytes or 0) as ticket:
+    is_stranger = dialect.body_key is not None
+    with house.admission.admit(incoming.declared_bytes or 0, stranger=is_stranger) as ticket:
         # Authorize, unless the key may be in the body.
         key = dialect.header_key(request.headers)
         if dialect.body_key is None:
@@ -168,6 +169,7 @@ async def _story(
         content = await body.inflate(sent, encoding, bytes_max=limits.inflated_bytes_max, hold=ticket.hold)
         if dialect.body_key is not None:
             tenant = house.gate.authorize(dialect.body_key(content) or key, origin)
+            ticket.is_known()
             notices += tenant.notices
 
         # Decode and append, or leave nothing behind.

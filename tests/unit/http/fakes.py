@@ -162,6 +162,7 @@ class House:
         rejected = metrics.records_rejected.total()
         assert metrics.records_received.total() == metrics.records_accepted.total() + rejected
         assert (self.admission.requests, self.admission.bytes) == (0, 0)
+        assert (self.admission.strangers, self.admission.stranger_bytes) == (0, 0)
 
 
 def incoming(chunks: Sequence[bytes], *, declared: bool = True, then: Callable[[], None] | None = None) -> Incoming:

@@ -10,12 +10,56 @@ from gateway.http.admission import Admission
 
 def test_a_request_that_does_not_fit_is_refused_and_holds_nothing() -> None:
     admission = Admission(requests_max=10, bytes_max=100)
-    with admission.admit(60):
+    with admission.admit(60) as ticket:
+        ticket.hold(60)
         with pytest.raises(Overloaded), admission.admit(41):
             pass
-        with admission.admit(40):
+        with admission.admit(40) as other:
+            other.hold(40)
             assert (admission.requests, admission.bytes) == (2, 100)
     assert (admission.requests, admission.bytes) == (0, 0)
+
+
+def test_what_is_declared_and_not_sent_takes_nothing_from_others() -> None:
+    admission = Admission(requests_max=10, bytes_max=100)
+    with admission.admit(100), admission.admit(100), admission.admit(100) as ticket:
+        ticket.hold(100)
+
+
+def test_strangers_leave_room_for_those_whose_key_is_known() -> None:
+    admission = Admission(requests_max=4, bytes_max=100)
+    with admission.admit(0, stranger=True) as one, admission.admit(0, stranger=True) as two:
+        with pytest.raises(Overloaded), admission.admit(0, stranger=True):
+            pass
+        one.hold(20)
+        two.hold(30)
+        for ticket, more in ((one, 21), (two, 31)):
+            with pytest.raises(Overloaded):
+                ticket.hold(more)
+        with admission.admit(50) as known:
+            known.hold(50)
+            assert (admission.requests, admission.bytes) == (3, 100)
+    assert (admission.requests, admission.strangers, admission.bytes, admission.stranger_bytes) == (0, 0, 0, 0)
+
+
+def test_a_stranger_that_becomes_known_makes_room_for_the_next() -> None:
+    admission = Admission(requests_max=2, bytes_max=100)
+    with admission.admit(0, stranger=True) as first:
+        first.hold(40)
+        first.is_known()
+        first.hold(60)
+        with admission.admit(0, stranger=True) as second:
+            second.hold(40)
+            assert (admission.requests, admission.bytes, admission.stranger_bytes) == (2, 100, 40)
+    assert (admission.requests, admission.strangers, admission.bytes, admission.stranger_bytes) == (0, 0, 0, 0)
+
+
+def test_a_stranger_alone_may_need_everything() -> None:
+    admission = Admission(requests_max=1, bytes_max=100)
+    with admission.admit(100, stranger=True) as ticket:
+        ticket.hold(100)
+        assert admission.stranger_bytes == 100
+    assert admission.stranger_bytes == 0
 
 
 def test_requests_are_counted_too() -> None:
@@ -30,6 +74,7 @@ def test_requests_are_counted_too() -> None:
 def test_a_ticket_grows_only_by_what_is_new() -> None:
     admission = Admission(requests_max=1, bytes_max=100)
     with admission.admit(50) as ticket:
+        ticket.hold(50)
         ticket.hold(30)
         assert admission.bytes == 50
         ticket.hold(100)

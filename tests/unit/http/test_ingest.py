@@ -205,6 +205,26 @@ async def test_where_the_key_is_in_the_body_it_goes_before_one_in_the_headers(
     house.check_sums()
 
 
+async def test_senders_nobody_knows_yet_leave_room_for_the_others() -> None:
+    house = House(limits=Limits(requests_in_flight_max=2))
+    reading, comes = asyncio.Event(), asyncio.Event()
+
+    async def late() -> bytes:
+        reading.set()
+        await comes.wait()
+        return b""
+
+    keyed_within = [lines(body_key=key_of_first_line)]
+    first = asyncio.create_task(tell(house, Incoming(1000, late), dialects=keyed_within))
+    await asyncio.wait_for(reading.wait(), 5)
+    assert (await tell(house, b"one", dialects=keyed_within)).status == 503
+    assert (await tell(house, b"one")).status == 200
+    comes.set()
+    assert (await first).status == 200
+    assert (await tell(house, b"one", dialects=keyed_within)).status == 200
+    house.check_sums()
+
+
 async def test_a_body_key_that_cannot_be_read_is_the_dialects_error() -> None:
     def unreadable(body: bytes) -> str | None:
         raise Malformed("no key can be read")
