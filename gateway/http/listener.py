@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import cast
 
 import msgspec
-from aiohttp import StreamReader, http_parser, web
+from aiohttp import HttpVersion11, StreamReader, http_parser, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.dialects.dialect import Reply
@@ -241,7 +241,9 @@ class _Body:
 
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
-        self._invited = request.headers.get("expect", "").lower() != "100-continue"
+        # HTTP/1.0 knows no interim answer: such a sender would take it for the answer (RFC 9110, 10.1.1).
+        invites = request.version >= HttpVersion11 and request.headers.get("expect", "").lower() == "100-continue"
+        self._invited = not invites
         self.broken = False
 
     async def chunk(self) -> bytes:

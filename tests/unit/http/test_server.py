@@ -329,6 +329,14 @@ async def test_a_body_is_invited_only_when_it_would_be_taken() -> None:
         assert await client.closed() == b""
 
 
+async def test_a_sender_of_http_1_0_is_never_invited() -> None:
+    async with serving(House()) as address:
+        client = await Client.to(address)
+        asking = POST.replace("HTTP/1.1", "HTTP/1.0") + "Expect: 100-continue\r\n"
+        client.send(f"{asking}Content-Length: 3\r\n\r\none")
+        assert (await client.reply())[0] == 200
+
+
 async def test_a_stop_answers_those_in_flight_and_takes_no_more() -> None:
     house = House()
     server = IngestServer(["127.0.0.1:0"], house.ingest, [lines()])
