@@ -247,6 +247,8 @@ SECRETS = (("admin", "token"), ("clickhouse", "password"), ("postgres", "dsn"))
 STOP_MS_MAX = 10_000
 """What service managers and people wait for before they kill; the engines need the last second and a half of it."""
 _ENGINES_MS = 1_500
+SHARD_BLOCKS_MIN = 4
+"""How many open blocks' worth of bytes a shard must hold; ``delivery.Settings`` insists on it."""
 
 Leaves = dict[tuple[str, ...], Any]
 
@@ -296,6 +298,12 @@ def contradictions(config: Config) -> Iterator[str]:
                 f"limits.bytes_in_flight_max ({limits.bytes_in_flight_max}) is less than the largest {name} request "
                 f"takes, body and inflated ({needed}): it would be refused for ever. Raise it to at least {needed}."
             )
+        if dialect.inflated_bytes_max > shard_bytes:
+            yield (
+                f"limits.{name}.inflated_bytes_max ({dialect.inflated_bytes_max}) is more than one shard holds "
+                f"({shard_bytes} = delivery.ring_bytes_max / delivery.shards): the largest request would be refused "
+                "for ever. Lower it, raise delivery.ring_bytes_max, or use fewer shards."
+            )
     if limits.column_bytes_max > shard_bytes:
         yield (
             f"limits.column_bytes_max ({limits.column_bytes_max}) is more than one shard holds ({shard_bytes} = "
@@ -313,6 +321,12 @@ def contradictions(config: Config) -> Iterator[str]:
             f"delivery.batch_bytes x delivery.inserts_in_flight ({under_way}) is more than one shard holds "
             f"({shard_bytes}): the inserts could never all be under way. "
             "Lower one of them or raise delivery.ring_bytes_max."
+        )
+    if SHARD_BLOCKS_MIN * delivery.block_bytes > shard_bytes:
+        yield (
+            f"delivery.block_bytes ({delivery.block_bytes}) is more than a quarter of what one shard holds "
+            f"({shard_bytes} = delivery.ring_bytes_max / delivery.shards): blocks are filled while others are under "
+            "way. Lower it, raise delivery.ring_bytes_max, or use fewer shards."
         )
     if delivery.block_age_ms > delivery.batch_age_ms:
         yield (
@@ -345,12 +359,19 @@ def _bad_addresses(config: Config) -> Iterator[str]:
                 yield f"{key}: {address} is already in {seen[address]}. Use another port in one of them."
             else:
                 seen[address] = key
-    url = urlsplit(config.clickhouse.url)
-    if config.clickhouse.url and (url.scheme not in ("http", "https") or not url.hostname):
+    if config.clickhouse.url and not _is_address(config.clickhouse.url, ("http", "https"), host_needed=True):
         yield "clickhouse.url must be http://host:port or https://host:port (ClickHouse's HTTP port, usually 8123)."
-    dsn = config.postgres.dsn
-    if dsn and urlsplit(dsn).scheme not in ("postgres", "postgresql"):
+    if config.postgres.dsn and not _is_address(config.postgres.dsn, ("postgres", "postgresql"), host_needed=False):
         yield "postgres.dsn must begin with postgresql://, as in postgresql://user:password@host:5432/database."
+
+
+def _is_address(text: str, schemes: tuple[str, ...], *, host_needed: bool) -> bool:
+    try:
+        parts = urlsplit(text)
+        # Of several hosts, which Postgres takes, the ports are its client's to judge.
+        return parts.scheme in schemes and (not host_needed or (bool(parts.hostname) and parts.port != 0))
+    except ValueError:  # brackets that do not match, a port that is no number
+        return False
 
 
 def fields(

@@ -115,6 +115,9 @@ def test_a_wrong_variable_is_refused_by_its_name(name: str, value: str, said: st
         ({"WEIR__INGEST__LISTEN": "localhost:70000"}, "'localhost:70000' is not host:port"),
         ({"WEIR__ADMIN__LISTEN": "127.0.0.1:8080"}, "admin.listen: 127.0.0.1:8080 is already in ingest.listen"),
         ({"WEIR__CLICKHOUSE__URL": "tcp://host:9000"}, "clickhouse.url must be http://"),
+        ({"WEIR__CLICKHOUSE__URL": "http://[::1:8123"}, "clickhouse.url must be http://"),
+        ({"WEIR__CLICKHOUSE__URL": "http://host:99999"}, "clickhouse.url must be http://"),
+        ({"WEIR__POSTGRES__DSN": "postgresql://weir:password@[::1/weir"}, "postgres.dsn must begin with postgresql://"),
         ({"WEIR__POSTGRES__DSN": "host=a password=b"}, "postgres.dsn must begin with postgresql://"),
         ({"WEIR__DELIVERY__BLOCK_AGE_MS": "600"}, "delivery.block_age_ms (600) is more than delivery.batch_age_ms"),
         ({"WEIR__DELIVERY__BATCH_BYTES": "8192"}, "delivery.block_bytes (262144) is more than delivery.batch_bytes"),
@@ -123,6 +126,18 @@ def test_a_wrong_variable_is_refused_by_its_name(name: str, value: str, said: st
         ({"WEIR__DELIVERY__SHARDS": "3"}, "limits.column_bytes_max (100663296) is more than one shard holds"),
         ({"WEIR__LIMITS__BYTES_IN_FLIGHT_MAX": "2000000"}, "less than the largest otlp request takes"),
         ({"WEIR__LIMITS__LOGURO__BODY_BYTES_MAX": "2000000"}, "limits.loguro.body_bytes_max (2000000) is more than"),
+        (
+            {"WEIR__DELIVERY__SHARDS": "8", "WEIR__LIMITS__COLUMN_BYTES_MAX": "1000000"},
+            "limits.otlp.inflated_bytes_max (67108864) is more than one shard holds (33554432",
+        ),
+        (
+            {
+                "WEIR__DELIVERY__BLOCK_BYTES": "64000000",
+                "WEIR__DELIVERY__BATCH_BYTES": "64000000",
+                "WEIR__DELIVERY__INSERTS_IN_FLIGHT": "1",
+            },
+            "delivery.block_bytes (64000000) is more than a quarter of what one shard holds",
+        ),
         ({"WEIR__SHUTDOWN__DELAY_MS": "5000"}, "a stop must end within 10000 ms"),
     ],
 )
