@@ -8,6 +8,7 @@ refused connections, as from a restarting server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -60,6 +61,9 @@ class EmbeddedClickHouse:
     async def start(self) -> str:
         """Start, wait until it answers, return its URL; raises EngineFailed."""
         self._directory.mkdir(parents=True, exist_ok=True)
+        # The engine leaves its files, and so all that was logged, open to everyone. Somebody else's directory stays.
+        with contextlib.suppress(PermissionError):
+            self._directory.chmod(0o700)
         await self._child.start()
         return self.url
 

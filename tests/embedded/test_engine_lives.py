@@ -236,6 +236,15 @@ async def test_clickhouse_keeps_its_data_over_stop_and_start(tmp_path: Path, htt
     await again.stop()
 
 
+async def test_nobody_else_may_read_what_clickhouse_keeps(tmp_path: Path) -> None:
+    there_before = tmp_path / "clickhouse"
+    there_before.mkdir(mode=0o755)
+    engine = EmbeddedClickHouse(tmp_path, port=0)
+    await engine.start()
+    await engine.stop()
+    assert there_before.stat().st_mode & 0o777 == 0o700
+
+
 async def test_clickhouse_takes_another_port_when_the_wanted_one_is_taken(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
