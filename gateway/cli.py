@@ -41,6 +41,8 @@ DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 Arguments = argparse.Namespace
 Command = Callable[[Arguments, Config], Coroutine[Any, Any, int]]
+Adder = Callable[[Any, str, Command, str], argparse.ArgumentParser]
+"""Adds a command that prints data: where, its name, what runs it, what it does."""
 
 
 class CommandFailed(Exception):
@@ -100,7 +102,13 @@ def parser() -> argparse.ArgumentParser:
     migrate_ = add(commands, "migrate", migrate, "Bring Postgres and ClickHouse to this version.")
     migrate_.add_argument("--dry-run", action="store_true", help="only say what would be done")
 
-    projects = group("projects", "Who owns rows.")
+    _add_projects(group("projects", "Who owns rows."), add)
+    _add_plans(group("plans", "What the projects on them may send."), add)
+    _add_keys(group("keys", "Who may send."), add)
+    return root
+
+
+def _add_projects(projects: Any, add: Adder) -> None:
     create = add(projects, "create", projects_create, "Create a project.")
     create.add_argument("slug", help="a short name, a-z 0-9 -")
     create.add_argument("--name", default="", help="a name for people")
@@ -120,14 +128,16 @@ def parser() -> argparse.ArgumentParser:
     active.add_argument("--active", action="store_true", default=None, help="its subscription is active")
     active.add_argument("--inactive", dest="active", action="store_false", help="accept nothing for it")
 
-    plans = group("plans", "What the projects on them may send.")
+
+def _add_plans(plans: Any, add: Adder) -> None:
     set_ = add(plans, "set", plans_set, "Make a plan, or change one.")
     set_.add_argument("name", help="a short name, a-z 0-9 -")
     _add_records(set_, "0: unlimited")
     _add_rate(set_, "0: keys.requests_per_minute of the settings")
     add(plans, "list", plans_list, "List the plans.")
 
-    keys = group("keys", "Who may send.")
+
+def _add_keys(keys: Any, add: Adder) -> None:
     create = add(keys, "create", keys_create, "Create a key. Its secret is printed once and never again.")
     create.add_argument("--project", required=True, metavar="SLUG")
     create.add_argument("--kind", choices=("server", "browser"), default="server")
@@ -144,7 +154,6 @@ def parser() -> argparse.ArgumentParser:
     _add_rate(set_, "0: what the plan or the settings say", required=True)
     revoke = add(keys, "revoke", keys_revoke, "Revoke a key, for ever, within a second.")
     revoke.add_argument("key_id", metavar="KEY_ID", help="as `weir keys list` prints it")
-    return root
 
 
 def _add_records(to: argparse.ArgumentParser, without: str) -> None:

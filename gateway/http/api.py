@@ -97,8 +97,10 @@ class Api:
         route, values = next((found for found in matching if found[0].method == method), matching[0])
         try:
             _check_method(method, tuple(dict.fromkeys(found.method for found, _ in matching)))
-            with self._admission.admit(incoming.declared_bytes or 0) as ticket:
+            # Tokens are looked up in Postgres: those who wait for that must not take the place of senders.
+            with self._admission.admit(incoming.declared_bytes or 0, stranger=True) as ticket:
                 pat = await self._tokens.check(_token(headers))
+                ticket.is_known()
                 content = await self._read(headers, incoming, ticket.hold)
                 request = ApiRequest(method, path, values, dict(query), headers, content, pat, tuple(query))
                 return await route.handler(request)
