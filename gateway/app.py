@@ -31,12 +31,14 @@ from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.settings import Settings
 from gateway.dialects import NEVER_RETRYING, registry
 from gateway.engines import Engines, clickhouse_client, control_store, lacking
+from gateway.http import reads
 from gateway.http.admission import Admission
 from gateway.http.api import Api, ApiRoute
 from gateway.http.ingest import Ingest
 from gateway.http.probes import Probes
 from gateway.http.server import AdminServer, IngestServer
 from gateway.metrics import Metrics
+from gateway.reading.logs import LogReader
 from gateway.tenants.gate import Gate
 from gateway.tenants.keys import Keys
 from gateway.tenants.pats import Pats
@@ -92,7 +94,7 @@ class App:
         house = self._house(gate, delivery)
         store = await ControlStore.connect(engines.postgres_dsn, at_once=False)
         parts.push_async_callback(store.close)
-        routes: list[ApiRoute] = []
+        routes: list[ApiRoute] = [*reads.routes(LogReader(clickhouse.query, config.clickhouse.database), store)]
         api = Api(routes, Pats(store), limits=config.limits, admission=house.admission)
         ingest = IngestServer(config.ingest.listen, house, dialects, api)
         parts.push_async_callback(ingest.stop, config.shutdown.requests_ms_max / 1000)

@@ -64,6 +64,10 @@ class Operator(DeliveryError):
     outcome = "operator"
 
 
+class AnswerTooLarge(Operator):
+    """A query answers more than may be held at once."""
+
+
 class Poison(DeliveryError):
     """The server will never take these rows."""
 
@@ -377,7 +381,7 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
         length += len(part)
         if length > limit:
             if answer.status == 200:
-                raise Operator(f"the answer is over {limit >> 20} MiB; ask for less at once")
+                raise AnswerTooLarge(f"the answer is over {limit >> 20} MiB; ask for less at once")
             answer.close()
             break
     return b"".join(parts)

@@ -1,4 +1,4 @@
-"""The control plane in Postgres: every SQL statement of it. The only file that imports asyncpg.
+"""The control plane in Postgres: every SQL statement of it but those of datasets. The only file that imports asyncpg.
 
 ``ControlStore`` is for people: projects, plans, keys and tokens are made and listed here, migrations
 run here. ``KeyFeed`` is for ``keys.py``: one connection on which it reads all keys and hears of
@@ -102,6 +102,7 @@ _PROJECTS = """
          AND usage.month = date_trunc('month', now() AT TIME ZONE 'UTC')
 """
 _READ_PROJECT = _PROJECTS + "WHERE slug = $1"
+_FIND_PROJECT = _PROJECTS + "WHERE slug = $1 OR projects.id::text = $1 ORDER BY slug <> $1 LIMIT 1"
 _LIST_PROJECTS = _PROJECTS + "ORDER BY created_at, projects.id"
 # NULL leaves a setting as it is; 0 takes it away, so that the plan's or the gateway's holds.
 _SET_PROJECT = """
@@ -216,7 +217,7 @@ class ControlStore:
         A migration that this version does not have (a newer one ran) is left alone.
         """
         migrations = read_migrations(directory)
-        async with self._connection() as connection, connection.transaction(readonly=dry_run):
+        async with self.connection() as connection, connection.transaction(readonly=dry_run):
             if dry_run:
                 ledger_exists = await connection.fetchval(_HAS_LEDGER)
             else:
@@ -238,7 +239,7 @@ class ControlStore:
             raise NotAcceptable("a project's slug is 1 to 63 of a-z, 0-9 and -, not beginning with -")
         _check_name(name)
         try:
-            async with self._connection() as connection:
+            async with self.connection() as connection:
                 await connection.execute(_CREATE_PROJECT, slug, name or slug)
                 row = await connection.fetchrow(_READ_PROJECT, slug)
         except asyncpg.UniqueViolationError:
@@ -247,8 +248,14 @@ class ControlStore:
 
     async def list_projects(self) -> list[Project]:
         """All projects, oldest first."""
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             return [_project(row) for row in await connection.fetch(_LIST_PROJECTS)]
+
+    async def find_project(self, name: str) -> Project | None:
+        """The project with this slug or id, None when there is none. An id is written as a slug may be."""
+        async with self.connection() as connection:
+            row = await connection.fetchrow(_FIND_PROJECT, name) if _SLUG.fullmatch(name) else None
+        return _project(row) if row else None
 
     async def set_project(
         self,
@@ -268,7 +275,7 @@ class ControlStore:
         if plan is not None and not _SLUG.fullmatch(plan):
             raise Missing(f"there is no plan {plan!r}")
         try:
-            async with self._connection() as connection:
+            async with self.connection() as connection:
                 await connection.execute(_SET_PROJECT, slug, plan, monthly_records, active, genai_content_bytes)
                 row = await connection.fetchrow(_READ_PROJECT, slug)
         except asyncpg.ForeignKeyViolationError:
@@ -285,12 +292,12 @@ class ControlStore:
             raise NotAcceptable(f"a plan's name is 1 to 63 of a-z, 0-9 and -; {DEFAULT_PLAN!r} stays as it is")
         _check_number("a month's records", monthly_records, RECORDS_MAX)
         _check_number("requests a minute", requests_per_minute, RATE_MAX)
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             return _plan(await connection.fetchrow(_SET_PLAN, name, monthly_records, requests_per_minute))
 
     async def list_plans(self) -> list[Plan]:
         """All plans, by name."""
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             return [_plan(row) for row in await connection.fetch(_LIST_PLANS)]
 
     async def create_key(
@@ -314,7 +321,7 @@ class ControlStore:
         _check_number("requests a minute", requests_per_minute, RATE_MAX)
         _check_project(project_slug)
         secret = mint(prefix_of(dialect, kind))
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             settings = (digest_of(secret), kind, dialect, name or dialect, allowed, requests_per_minute)
             key_id = await connection.fetchval(_CREATE_KEY, project_slug, *settings)
             if key_id is None:
@@ -325,7 +332,7 @@ class ControlStore:
         """Changes a live key's rate; 0: the plan's or the gateway's. Missing when there is no such live key."""
         _check_number("requests a minute", requests_per_minute, RATE_MAX)
         identity = _uuid(key_id)
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             done = identity and await connection.execute(_SET_KEY, identity, requests_per_minute)
             if done != "UPDATE 1":
                 raise Missing(f"there is no live key {key_id}; `weir keys list` shows their ids")
@@ -335,7 +342,7 @@ class ControlStore:
         """The keys of a project, or of all, revoked ones too, oldest first. Missing when there is no such project."""
         if project_slug is not None:
             _check_project(project_slug)
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             if project_slug is not None and not await connection.fetchval(_HAS_PROJECT, project_slug):
                 raise Missing(f"there is no project {project_slug!r}")
             return [_key(row) for row in await connection.fetch(_LIST_KEYS, project_slug)]
@@ -345,25 +352,26 @@ class ControlStore:
         identity = _uuid(key_id)
         if identity is None:
             return False
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             return await connection.fetchval(_REVOKE_KEY, identity) is not None
 
     async def create_pat(self, name: str) -> tuple[PatRecord, str]:
         """A new personal access token and its secret, which is given out here and never again."""
         _check_name(name)
         secret = mint(PAT_PREFIX)
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             row = await connection.fetchrow(_CREATE_PAT, digest_of(secret), name)
         return PatRecord(str(row["id"]), row["name"], row["created_at"]), secret
 
     async def find_pat(self, sha256: bytes) -> PatRecord | None:
         """The token with this digest; None when there is none or it is revoked."""
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             row = await connection.fetchrow(_FIND_PAT, sha256)
         return PatRecord(str(row["id"]), row["name"], row["created_at"]) if row else None
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
+    async def connection(self) -> AsyncIterator[Any]:
+        """A connection of the pool, for the statements of datasets.py."""
         with _translated():
             async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 yield connection

@@ -1,0 +1,200 @@
+"""What Proliferate's dashboard and its users read: the logs of a project, and those around an error.
+
+    GET /api/v1/projects/{project_id}/logs    a page of logs, newest first
+    GET /api/v1/events/{event_id}/logs        the logs of an error's trace within five minutes of it, oldest first
+
+A project is named by its id or its slug. Errors are ``{"detail": ...}``: 422 names the parameter, 401 says what
+is wrong with the token, 404 what is not there, 503 that the same may succeed later. See docs/reading.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol, TypeVar
+
+from gateway.delivery.clickhouse import AnswerTooLarge, DeliveryError
+from gateway.dialects.dialect import Reply
+from gateway.errors import GatewayError, Invalid, NotFound, WeirError
+from gateway.http.api import ApiRequest, ApiRoute, json_reply
+from gateway.reading.logs import (
+    LEVEL_OF,
+    LEVELS,
+    LIMIT_MAX,
+    OFFSET_MAX,
+    TIME_MAX_NS,
+    TIME_MIN_NS,
+    Filters,
+    LogReader,
+    TooMany,
+)
+from gateway.tenants.postgres import StoreUnavailable
+from gateway.tenants.records import Project
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_TEXT_CHARS_MAX = 1000
+_NAME_CHARS_MAX = 64
+_RETRY_AFTER_S = 1
+_WHOLE = re.compile(r"[0-9]{1,9}", re.ASCII)
+# A + in an address is a space; nobody means one before an offset.
+_OFFSET_WITH_A_SPACE = re.compile(r"(?<=T)(.*) (?=[0-9]{2}:?[0-9]{2}$)", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+_TIMEOUT_EXCEEDED, _TOO_MANY_ROWS_OR_BYTES = 159, 396
+_AWAY = "Log storage temporarily unavailable"
+
+
+class Projects(Protocol):
+    """Who owns rows; ``gateway.tenants.postgres.ControlStore``."""
+
+    async def find_project(self, name: str) -> Project | None:
+        """The project with this id or slug. Raises StoreUnavailable."""
+        ...
+
+
+def routes(reader: LogReader, projects: Projects) -> list[ApiRoute]:
+    """Both paths."""
+    reads = _Reads(reader, projects)
+    return [
+        ApiRoute("GET", "/api/v1/projects/{project_id}/logs", reads.project_logs, error_body),
+        ApiRoute("GET", "/api/v1/events/{event_id}/logs", reads.event_logs, error_body),
+    ]
+
+
+def error_body(error: WeirError) -> dict[str, Any]:
+    """``{"detail": ...}``: a text, or of a parameter a list as FastAPI writes it."""
+    if isinstance(error, Invalid) and error.field:
+        return {"detail": [{"type": "value_error", "loc": ["query", error.field], "msg": str(error)}]}
+    return {"detail": str(error)}
+
+
+class _Reads:
+    def __init__(self, reader: LogReader, projects: Projects) -> None:
+        self._reader = reader
+        self._projects = projects
+
+    async def project_logs(self, request: ApiRequest) -> Reply:
+        try:
+            wanted = filters(request.query_pairs)
+            project = await self._project(request.path_values["project_id"])
+            return json_reply(200, await _asked(self._reader.logs(project.id, wanted)))
+        except Invalid as error:
+            return json_reply(422, error_body(error))
+
+    async def event_logs(self, request: ApiRequest) -> Reply:
+        try:
+            wanted = part(request.query_pairs)
+            event = await _asked(self._reader.event(request.path_values["event_id"]))
+            if event is None:
+                raise NotFound("There is no error event with this id, or it was stored too long ago.")
+            return json_reply(200, await _asked(self._reader.around(event, wanted)))
+        except Invalid as error:
+            return json_reply(422, error_body(error))
+
+    async def _project(self, name: str) -> Project:
+        try:
+            project = await self._projects.find_project(name)
+        except StoreUnavailable as error:
+            raise GatewayError(
+                "Projects temporarily unavailable", log=f"projects: {error}", retry_after_s=_RETRY_AFTER_S
+            ) from None
+        if project is None:
+            raise NotFound("There is no project with this id or slug; `weir projects list` shows them.")
+        return project
+
+
+async def _asked(answer: Awaitable[T]) -> T:
+    """What the store answers. Raises GatewayError when it does not, Invalid when that was too much to ask."""
+    try:
+        return await answer
+    except TooMany:
+        raise GatewayError(
+            "Too many queries at once", log="reading: too many queries at once", retry_after_s=_RETRY_AFTER_S
+        ) from None
+    except DeliveryError as error:
+        if error.code == _TIMEOUT_EXCEEDED:
+            raise GatewayError(
+                "The query takes too long: ask for less time between start_time and end_time",
+                log="reading: a query took too long",
+                retry_after_s=_RETRY_AFTER_S,
+            ) from None
+        if isinstance(error, AnswerTooLarge) or error.code == _TOO_MANY_ROWS_OR_BYTES:
+            raise Invalid("so many logs are too large for one answer: ask for fewer", field="limit") from None
+        log.warning("logs cannot be read: %s", error)
+        raise GatewayError(_AWAY, log=f"reading: {error}", retry_after_s=_RETRY_AFTER_S) from None
+
+
+def filters(sent: Sequence[tuple[str, str]]) -> Filters:
+    """The parameters of a query for logs. Raises Invalid, which names the one that is wrong."""
+    values = _known(sent, ("levels", "search", "trace_id", "start_time", "end_time", "limit", "offset"))
+    start_ns = time_ns("start_time", values.get("start_time", ""), TIME_MIN_NS)
+    end_ns = time_ns("end_time", values.get("end_time", ""), TIME_MAX_NS)
+    if start_ns > end_ns:
+        raise Invalid("start_time must not be after end_time", field="start_time")
+    return Filters(
+        levels=_levels(values.get("levels", "")),
+        search=_text("search", values.get("search", "")),
+        trace_id=_text("trace_id", values.get("trace_id", "")),
+        start_ns=start_ns,
+        end_ns=end_ns,
+        limit=_whole("limit", values.get("limit", "100"), 1, LIMIT_MAX),
+        offset=_whole("offset", values.get("offset", "0"), 0, OFFSET_MAX),
+    )
+
+
+def part(sent: Sequence[tuple[str, str]]) -> Filters:
+    """The same of a query for the logs around an error: as many as there may be, unless asked otherwise."""
+    values = _known(sent, ("limit", "offset"))
+    return Filters(
+        limit=_whole("limit", values.get("limit", str(LIMIT_MAX)), 1, LIMIT_MAX),
+        offset=_whole("offset", values.get("offset", "0"), 0, OFFSET_MAX),
+    )
+
+
+def time_ns(name: str, text: str, default_ns: int) -> int:
+    """An ISO 8601 time as nanoseconds since 1970; without an offset it is UTC; empty is the default."""
+    if not text:
+        return default_ns
+    try:
+        moment = datetime.fromisoformat(_OFFSET_WITH_A_SPACE.sub(r"\1+", text))
+        since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
+    except (ValueError, OverflowError):
+        raise Invalid(f"{name} must be a time in ISO 8601, such as 2025-01-15T00:00:00Z", field=name) from None
+    return since // _MICROSECOND * 1000
+
+
+def _known(sent: Sequence[tuple[str, str]], names: tuple[str, ...]) -> dict[str, str]:
+    """Each parameter once: a filter that is misspelt or twice must not find more than was asked for."""
+    values: dict[str, str] = {}
+    for name, value in sent:
+        if name not in names:
+            raise Invalid(f"there is no such parameter; there are {', '.join(names)}", field=name[:_NAME_CHARS_MAX])
+        if name in values and name != "levels":
+            raise Invalid(f"{name} is there twice", field=name)
+        values[name] = f"{values[name]},{value}" if name in values else value
+    return values
+
+
+def _levels(text: str) -> frozenset[str]:
+    words = [word for part in text.split(",") if (word := part.strip().lower())]
+    if not all(word in LEVEL_OF for word in words):
+        raise Invalid(f"levels must be some of {', '.join(LEVELS)}, with commas between them", field="levels")
+    return frozenset(LEVEL_OF[word] for word in words)
+
+
+def _text(name: str, text: str) -> str:
+    if len(text) > _TEXT_CHARS_MAX:
+        raise Invalid(f"{name} must have at most {_TEXT_CHARS_MAX} characters", field=name)
+    return text
+
+
+def _whole(name: str, text: str, least: int, most: int) -> int:
+    if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
+        raise Invalid(f"{name} must be a whole number from {least} to {most}", field=name)
+    return int(text)
