@@ -100,6 +100,24 @@ def test_an_error_event_keeps_everything_but_the_key() -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        (b'{"api_key":"a"}', "a"),
+        (b' [ {"message":"m","api_key":"a"}, {"api_key":"b"}]', "a"),
+        (b'[{"api_key":"a","value":NaN}]', "a"),
+        (b'[{"value":"\xff","api_key":"a"},{"value":Infinity}]', "a"),
+        (b'[{"message":"m"},{"api_key":"b"}]', None),
+        (b'[[{"api_key":"a"}]]', None),
+        (b'["api_key","a"]', None),
+        (b"[]", None),
+        (b"[", None),
+    ],
+)
+def test_the_key_of_error_events_is_the_first_ones_however_the_rest_is_written(body: bytes, key: str | None) -> None:
+    assert proliferate.error_key(body) == key
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b'{"exception":{}, "event_id":"\xff"}',
