@@ -25,6 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 from gateway import demo, schema
 from gateway.config import STOP_MS_MAX, Config
 from gateway.data_dir import DataDir
+from gateway.datasets.catalog import Catalog
 from gateway.delivery.clickhouse import Ambiguous, Busy, ClickHouse, DeliveryError
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.frames import FrameNumbers
@@ -34,11 +35,13 @@ from gateway.engines import Engines, clickhouse_client, control_store, lacking
 from gateway.http import reads
 from gateway.http.admission import Admission
 from gateway.http.api import Api, ApiRoute
+from gateway.http.datasets import routes as dataset_routes
 from gateway.http.ingest import Ingest
 from gateway.http.probes import Probes
 from gateway.http.server import AdminServer, IngestServer
 from gateway.metrics import Metrics
 from gateway.reading.logs import LogReader
+from gateway.tenants.datasets import DatasetStore
 from gateway.tenants.gate import Gate
 from gateway.tenants.keys import Keys
 from gateway.tenants.pats import Pats
@@ -90,11 +93,16 @@ class App:
         )
         parts.push_async_callback(admin.stop, _PROBE_STOP_S)
         admin_addresses = await admin.start()
-        dialects = registry(config.limits, config.ndjson)
-        house = self._house(gate, delivery)
         store = await ControlStore.connect(engines.postgres_dsn, at_once=False)
         parts.push_async_callback(store.close)
-        routes: list[ApiRoute] = [*reads.routes(LogReader(clickhouse.query, config.clickhouse.database), store)]
+        datasets = DatasetStore(store)
+        catalog = await self._start_catalog(datasets, delivery)
+        dialects = registry(config.limits, config.ndjson, catalog.find)
+        house = self._house(gate, delivery)
+        routes: list[ApiRoute] = [
+            *dataset_routes(datasets, catalog, clickhouse),
+            *reads.routes(LogReader(clickhouse.query, config.clickhouse.database), store),
+        ]
         api = Api(routes, Pats(store), limits=config.limits, admission=house.admission)
         ingest = IngestServer(config.ingest.listen, house, dialects, api)
         parts.push_async_callback(ingest.stop, config.shutdown.requests_ms_max / 1000)
@@ -200,6 +208,12 @@ class App:
         await delivery.start()
         self._parts.push_async_callback(self._stop_delivery, delivery)
         return delivery
+
+    async def _start_catalog(self, store: DatasetStore, delivery: Delivery) -> Catalog:
+        catalog = Catalog(store.change, store.all, delivery.add_table, poll_s=self.config.keys.poll_ms / 1000)
+        self._parts.push_async_callback(catalog.stop)
+        await catalog.start()
+        return catalog
 
     async def _stop_delivery(self, delivery: Delivery) -> None:
         self._lost = sum((await delivery.stop(self.config.shutdown.flush_ms_max / 1000)).values())

@@ -187,6 +187,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     loguro: DialectLimits = msgspec.field(
         default_factory=lambda: DialectLimits(body_bytes_max=1 * MiB, inflated_bytes_max=1 * MiB)
     )
+    datasets: DialectLimits = msgspec.field(
+        default_factory=lambda: DialectLimits(body_bytes_max=1 * MiB, inflated_bytes_max=1 * MiB)
+    )
     proliferate: CountedLimits = msgspec.field(
         default_factory=lambda: CountedLimits(body_bytes_max=1 * MiB, inflated_bytes_max=1 * MiB, entries_max=100)
     )

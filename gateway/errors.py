@@ -10,6 +10,7 @@
     |   +-- NotFound              404  no such path
     |   +-- MethodNotAllowed      405  the path exists, the method does not
     |   +-- TooSlow               408  the body did not arrive in time
+    |   +-- Conflict              409  what is to be made is there already and does not change
     |   +-- TooLarge              413  over a size limit, on the wire or once decompressed or decoded
     |   +-- UnsupportedMedia      415  a content type or encoding this path does not take
     |   +-- RateLimited           429  too many requests with this key
@@ -145,6 +146,13 @@ class TooSlow(SenderError):
     status = 408
     reason = "slow"
     retryable = True
+
+
+class Conflict(SenderError):
+    """What is to be made is there already and does not change."""
+
+    status = 409
+    reason = "conflict"
 
 
 class TooLarge(SenderError):

@@ -69,6 +69,19 @@ class PatRecord(msgspec.Struct, frozen=True):
     created_at: datetime
 
 
+class DatasetRecord(msgspec.Struct, frozen=True):
+    """A typed event table of a project. ``fields``: (name, type) as declared; None: no schema yet."""
+
+    id: int
+    project_id: str
+    slug: str
+    name: str
+    description: str
+    is_default: bool
+    created_at: datetime
+    fields: tuple[tuple[str, str], ...] | None
+
+
 @dataclass(frozen=True, slots=True)
 class KeyTable:
     """All keys at one moment. ``change`` is the number of the last change in it.

@@ -313,5 +313,6 @@ def test_the_counts_add_up(gateway: Gateway) -> None:
 
 def test_every_dialect_has_cases_and_no_folder_is_forgotten() -> None:
     there = {dialect.name for dialect in registry(Config().limits, Config().ndjson)}
-    assert {folder.parent.name for folder in FOLDERS} == there
+    # A dataset is made first, and its table is its own: tests/datasets has theirs.
+    assert {folder.parent.name for folder in FOLDERS} == there - {"datasets"}
     assert [path for path in CASES.glob("*/*") if path not in FOLDERS] == []
