@@ -61,7 +61,7 @@ _BOUNDS = (
     "readonly = 1, max_execution_time = 10, timeout_overflow_mode = 'throw', max_result_bytes = 16777216, "
     f"max_result_rows = {LIMIT_MAX + 1}, result_overflow_mode = 'throw', max_memory_usage = 2147483648, max_threads = 2"
 )
-_QUERIES_MAX = 8
+_QUERIES_MAX = 16
 
 _SCALAR = re.compile(r"true|false|-?[0-9][-+.0-9e]*", re.ASCII)
 _SCALAR_CHARS_MAX = 32
