@@ -102,7 +102,7 @@ _PROJECTS = """
          AND usage.month = date_trunc('month', now() AT TIME ZONE 'UTC')
 """
 _READ_PROJECT = _PROJECTS + "WHERE slug = $1"
-_FIND_PROJECT = _PROJECTS + "WHERE slug = $1 OR projects.id::text = $1 ORDER BY slug <> $1 LIMIT 1"
+_FIND_PROJECT = _PROJECTS + "WHERE slug = $1 OR projects.id::text = $1 ORDER BY slug = $1 LIMIT 1"
 _LIST_PROJECTS = _PROJECTS + "ORDER BY created_at, projects.id"
 # NULL leaves a setting as it is; 0 takes it away, so that the plan's or the gateway's holds.
 _SET_PROJECT = """
@@ -252,7 +252,7 @@ class ControlStore:
             return [_project(row) for row in await connection.fetch(_LIST_PROJECTS)]
 
     async def find_project(self, name: str) -> Project | None:
-        """The project with this slug or id, None when there is none. An id is written as a slug may be."""
+        """The project with this id, else with this slug, else None. An id is written as a slug may be."""
         async with self.connection() as connection:
             row = await connection.fetchrow(_FIND_PROJECT, name) if _SLUG.fullmatch(name) else None
         return _project(row) if row else None

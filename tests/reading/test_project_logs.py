@@ -80,6 +80,11 @@ def test_a_project_is_named_by_its_slug_too(numbered: Project) -> None:
     assert (status, page) == (200, numbered.read())
 
 
+def test_an_id_names_its_project_even_when_another_has_it_as_its_slug(numbered: Project) -> None:
+    numbered.house.project(numbered.id)
+    assert numbered.read()["total"] == 12
+
+
 def test_newest_come_first(numbered: Project) -> None:
     assert numbered.messages() == [str(number) for number in reversed(range(12))]
 
