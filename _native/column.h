@@ -373,7 +373,7 @@ static inline int map_end(column_t *column) {
     return 0;
 }
 
-/* MAP: appends the newest row `times` more. The caller has checked that this stays within its limit. */
+/* MAP: appends the newest row `times` more; the last of them is the newest then. The caller has checked that this stays within its limit. */
 static int map_repeat(column_t *column, size_t times) {
     size_t start = column->row_start;
     size_t entry_bytes = column->indexes.size - start * 4;
@@ -395,7 +395,21 @@ static int map_repeat(column_t *column, size_t times) {
         column->offsets.size += 8;
     }
     column->previous_start = SIZE_MAX;
+    column->row_start = (column->indexes.size - entry_bytes) / 4;
+    column->values_start = column->data.size - value_bytes;
     column->rows += times;
+    return 0;
+}
+
+/* LOW: the newest row's text for `rows` rows more. */
+static int column_repeat_low(column_t *column, size_t rows) {
+    if (buffer_reserve(&column->indexes, 4 * rows) < 0)
+        return -1;
+    for (size_t row = 0; row < rows; row++) {
+        memcpy(column->indexes.data + column->indexes.size, column->indexes.data + column->indexes.size - 4, 4);
+        column->indexes.size += 4;
+    }
+    column->rows += rows;
     return 0;
 }
 

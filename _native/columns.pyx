@@ -8,6 +8,7 @@
 cdef enum:
     FRAME_BYTES = 1 << 20       # uncompressed bytes of one frame; what ClickHouse itself uses
     KEEP_BYTES = 1 << 20        # a buffer that grew beyond is given back when the block is cut
+    KEEP_SLOTS = 1 << 16        # the same of a dictionary, whose slots are wiped at each clearing
     METHOD_LZ4 = 0x82
     METHOD_NONE = 0x02
 
@@ -127,6 +128,8 @@ cdef class Columns:
                 buffer_free(&column.data)
             if column.indexes.capacity > KEEP_BYTES:
                 buffer_free(&column.indexes)
+            if column.dictionary.bytes.capacity > KEEP_BYTES or column.dictionary.slot_count > KEEP_SLOTS:
+                dictionary_free(&column.dictionary)
         self.mark()
 
     def native(self):

@@ -97,6 +97,7 @@ ctypedef struct decoder_t:
     buffer_t scratch
     buffer_t event_name
     buffer_t record_id
+    buffer_t service_name               # of the resource being read
     buffer_t *joined                    # buffers of split sub-messages, until the request ends
     size_t joined_count
     size_t joined_capacity
@@ -138,14 +139,19 @@ cdef Decoded counts_of(decoder_t *d):
 cdef int bind_outputs(decoder_t *d, tuple layouts, list sources, object outputs) except -1:
     """Point the decoder at the columns; they must have the layouts the plan was made for."""
     cdef Columns columns
-    cdef int i, source
+    cdef int i, other, source
     cdef list numbers
     if len(outputs) != len(layouts):
         raise ValueError(f"the plan has {len(layouts)} outputs, {len(outputs)} were given")
     d.output_count = 0
     d.column_bytes_start = 0
     for i in range(len(layouts)):
-        columns = outputs[i]
+        columns = <Columns?> outputs[i]     # None is none either
+        if columns.layout is None:
+            raise ValueError(f"output {i} was never laid out")
+        for other in range(i):
+            if d.outputs[other].columns == columns.columns:
+                raise ValueError(f"output {i} is output {other} again")
         if columns.layout is not layouts[i] and columns.layout != layouts[i]:
             raise ValueError(f"output {i} does not have the layout of the plan")
         columns.begin_request()
@@ -232,6 +238,7 @@ cdef void free_decoder(decoder_t *d) noexcept nogil:
     buffer_free(&d.scratch)
     buffer_free(&d.event_name)
     buffer_free(&d.record_id)
+    buffer_free(&d.service_name)
     for i in range(d.joined_count):
         buffer_free(&d.joined[i])
     free(d.joined)

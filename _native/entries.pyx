@@ -41,6 +41,9 @@ cdef int write_entries(entries_t *e, EntryPlan plan, int depth) noexcept:
     status = read_entry(e, depth)
     if status < 0:
         return status
+    if e.goes_on:
+        e.saved = True
+        save_entry(d)
     for i in range(d.output_count):
         d.counting = i == 0
         e.plan = &plan.outputs[i]
@@ -59,7 +62,6 @@ cdef class _Problems:
     cdef size_t count, kept_max
     cdef list kept
     cdef bint partial
-    cdef bint goes_on           # entries behind one that is not acceptable are still decoded
 
     cdef bint over(self):
         """Whether the request is refused and nothing more is to be told: the rest is only checked."""
@@ -92,15 +94,15 @@ cdef int take_entry(entries_t *e, EntryPlan plan, _Problems problems, size_t ind
     cdef json_value_t value
     cdef int status
     cdef size_t cut = e.d.attributes_cut, clamped = e.d.timestamps_clamped, rows = e.d.rows
+    e.saved = False
     if problems.over():
         return read_json(e.d, &e.j, &value, depth)
-    if problems.goes_on:
-        save_entry(e.d)
     status = write_entries(e, plan, depth)
     if status == INVALID:
         problems.add(e, index, status)
-        if problems.goes_on:
+        if e.saved:
             undo_entry(e.d)
+            e.saved = False
         e.d.rows = rows
         e.d.attributes_cut = cut
         e.d.timestamps_clamped = clamped
@@ -112,7 +114,7 @@ cdef int take_lines(entries_t *e, EntryPlan plan, _Problems problems, size_t ent
     """NDJSON: an object on each line that is not blank."""
     cdef const uint8_t *end = e.j.end
     cdef const uint8_t *line_end
-    cdef size_t index = 0, cut, clamped, rows
+    cdef size_t index = 0, cut, clamped, rows, known
     cdef int status
     while e.j.p < end:
         line_end = <const uint8_t *> memchr(e.j.p, 10, <size_t> (end - e.j.p))
@@ -127,13 +129,15 @@ cdef int take_lines(entries_t *e, EntryPlan plan, _Problems problems, size_t ent
                 cut = e.d.attributes_cut
                 clamped = e.d.timestamps_clamped
                 rows = e.d.rows
-                save_entry(e.d)
+                known = problems.count
                 status = take_entry(e, plan, problems, index, 0)
                 if status == OK:
                     status = whole_json(e.d, &e.j)
                 if status == MALFORMED and problems.partial:
-                    problems.add(e, index, status)
-                    undo_entry(e.d)
+                    if problems.count == known:     # a line is wrong once
+                        problems.add(e, index, status)
+                    if e.saved:
+                        undo_entry(e.d)
                     e.d.rows = rows
                     e.d.attributes_cut = cut
                     e.d.timestamps_clamped = clamped
@@ -285,8 +289,8 @@ def entries(body, EntryPlan plan not None, outputs, *, constants, int64_t arriva
     problems.kept = []
     problems.kept_max = problems_max
     problems.partial = partial
-    problems.goes_on = partial or problems_max > 1
     memset(&e, 0, sizeof(e))
+    e.goes_on = partial or problems_max > 1     # entries behind one that is not acceptable are still decoded
     PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
     try:
         begin(&d, &view, arrival_ns, time_min_ns, time_max_ns, column_bytes_max)

@@ -64,6 +64,8 @@ ctypedef struct entries_t:
     size_t unknown_count
     size_t unknown_capacity
     bint keep_unknown
+    bint goes_on                # what an entry that is refused had written is taken back
+    bint saved                  # the entry has begun to write
     buffer_t key
     buffer_t work
     bint heartbeat

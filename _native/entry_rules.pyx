@@ -246,43 +246,48 @@ cdef int append_key(entries_t *e, const uint8_t *p, size_t size) noexcept nogil:
     return NO_MEMORY if buffer_append(&e.key, p, min(size, <size_t> FLAT_KEY_MAX)) < 0 else OK
 
 
-cdef int flatten(entries_t *e, column_t *map, json_value_t *object_, int depth) noexcept nogil:
+cdef int flatten(entries_t *e, column_t *map, json_value_t *object_) noexcept nogil:
     """A checked object's members as attributes behind the prefix in ``e.key``, nested ones with dots."""
     cdef json_t j
-    cdef string_t key
-    cdef text_t name
-    cdef json_value_t value
-    cdef size_t prefix = e.key.size
-    cdef int status
     memset(&j, 0, sizeof(j))
     j.p = object_.p
     j.end = object_.end
     j.depth_max = e.j.depth_max + 1
     j.nan_literals = e.j.nan_literals
-    status = open_container(e.d, &j, 123, 0)
+    return flatten_members(e, map, &j)
+
+
+cdef int flatten_members(entries_t *e, column_t *map, json_t *j) noexcept nogil:
+    """The members of the object at the cursor; each byte is passed over once, however deep it lies."""
+    cdef string_t key
+    cdef text_t name
+    cdef json_value_t value
+    cdef size_t prefix = e.key.size
+    cdef int status = open_container(e.d, j, 123, 0)
     while status == 1:
-        if read_member(e.d, &j, &key) < 0 or string_text(&key, &e.work, &name) < 0:
+        if read_member(e.d, j, &key) < 0 or string_text(&key, &e.work, &name) < 0:
             return NO_MEMORY
         e.key.size = prefix
         if append_key(e, name.p, name.size) < 0:
             return NO_MEMORY
-        if read_json(e.d, &j, &value, 1) < 0:
-            return MALFORMED
-        if value.type == 123 and not is_empty_object(&value):
+        skip_space(j)
+        if j.p[0] == 123 and not is_empty_object(j.p):
             if append_key(e, <const uint8_t *> b".", 1) < 0:
                 return NO_MEMORY
-            status = flatten(e, map, &value, depth + 1)
+            status = flatten_members(e, map, j)
+        elif read_json(e.d, j, &value, 1) < 0:
+            return MALFORMED
         else:
             status = append_flat(e, map, &value)
         if status < 0:
             return status
-        status = next_item(e.d, &j, 125)
+        status = next_item(e.d, j, 125)
     e.key.size = prefix
     return OK
 
 
-cdef inline bint is_empty_object(json_value_t *value) noexcept nogil:
-    cdef const uint8_t *p = value.p + 1
+cdef inline bint is_empty_object(const uint8_t *p) noexcept nogil:
+    p += 1
     while p[0] == 32 or p[0] == 10 or p[0] == 13 or p[0] == 9:
         p += 1
     return p[0] == 125
@@ -332,7 +337,7 @@ cdef int apply_rule(entries_t *e, output_t *output, rule_t *rule) noexcept nogil
         if rule.kind == R_ATTRIBUTES:
             if value.type != 123:
                 return refuse_rule(e, rule, "must be an object")
-            return flatten(e, column, value, 1)
+            return flatten(e, column, value)
         if scalar_text(e, value, &text) < 0:
             return NO_MEMORY
         return append_attribute_text(e, column, &text)
@@ -386,10 +391,10 @@ cdef int apply_unknown(entries_t *e, output_t *output) noexcept nogil:
             name.size = e.key.size
             return refuse(e, &name, "is not a field of this schema")
         status = OK
-        if e.unknown[i].value.type == 123 and not is_empty_object(&e.unknown[i].value):
+        if e.unknown[i].value.type == 123 and not is_empty_object(e.unknown[i].value.p):
             if append_key(e, <const uint8_t *> b".", 1) < 0:
                 return NO_MEMORY
-            status = flatten(e, &output.columns[plan.unknown], &e.unknown[i].value, 1)
+            status = flatten(e, &output.columns[plan.unknown], &e.unknown[i].value)
         else:
             status = append_flat(e, &output.columns[plan.unknown], &e.unknown[i].value)
         if status < 0:

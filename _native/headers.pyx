@@ -15,8 +15,10 @@ cdef extern from "dictionary.h" nogil:
     ctypedef struct entry_t:
         uint32_t position
     ctypedef struct dictionary_t:
+        buffer_t bytes
         entry_t *entries
         uint32_t count
+        uint32_t slot_count
     uint64_t dictionary_seed
     void dictionary_free(dictionary_t *dictionary)
 
@@ -48,6 +50,7 @@ cdef extern from "column.h" nogil:
         buffer_t nulls
         buffer_t indexes
         buffer_t offsets
+        dictionary_t dictionary
         size_t values_start
         column_mark_t mark
         column_mark_t request
@@ -61,6 +64,7 @@ cdef extern from "column.h" nogil:
     int column_append_text(column_t *column, const uint8_t *p, size_t size)
     int column_append_default(column_t *column)
     int column_fill_default(column_t *column, size_t rows)
+    int column_repeat_low(column_t *column, size_t rows)
     int column_fill_text(column_t *column, const uint8_t *p, size_t size, size_t rows)
     int append_sized_text(buffer_t *out, const uint8_t *p, size_t size, size_t max)
     void map_begin(column_t *column)

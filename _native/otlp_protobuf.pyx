@@ -167,10 +167,10 @@ cdef int check_dropped(decoder_t *d, value_t *value) noexcept nogil:
 
 
 cdef int group_attributes(decoder_t *d, column_t *map, const uint8_t *p, size_t size, uint32_t number,
-                          text_t *service_name, bint has_service) noexcept nogil:
+                          text_t *service_name) noexcept nogil:
     """One map row of the attributes (field ``number``) of a resource or scope; ``map`` NULL: checked only.
 
-    ``has_service``: also finds service.name, whose text is left in ``d.event_name``.
+    ``service_name``: where to point at the text of service.name, which is left in ``d.service_name``; or NULL.
     """
     cdef cursor_t c
     cdef field_t field
@@ -205,21 +205,21 @@ cdef int group_attributes(decoder_t *d, column_t *map, const uint8_t *p, size_t 
         more = check_value(d, &value)
         if more < 0:
             return more
-        if map == NULL:
-            continue
         if seen > C_ATTRIBUTES_MAX:
-            d.attributes_cut += d.counting
+            d.attributes_cut += d.counting and map != NULL
             continue
         if d.too_deep:
             value = empty
-            d.attributes_cut += d.counting
-        if has_service and is_key(&key, b"service.name", 12):
-            d.event_name.size = 0
-            more = value_text(d, &value, &d.event_name)
+            d.attributes_cut += d.counting and map != NULL
+        if service_name != NULL and is_key(&key, b"service.name", 12):
+            d.service_name.size = 0
+            more = value_text(d, &value, &d.service_name)
             if more < 0:
                 return more
-            service_name.p = d.event_name.data
-            service_name.size = d.event_name.size
+            service_name.p = d.service_name.data
+            service_name.size = d.service_name.size
+        if map == NULL:
+            continue
         more = append_attribute(d, map, &key, &value)
         if more < 0:
             return more
@@ -480,9 +480,12 @@ cdef int decode_into_all(decoder_t *d, const uint8_t *p, size_t size) noexcept n
 # ---------------------------------------------------------------- groups
 
 ctypedef struct group_t:
-    # What the records of one ScopeLogs share.
+    # What the records of one ScopeLogs share; what belongs to the resource holds for its other scopes too.
     text_t resource
     text_t resource_schema_url
+    text_t service_name
+    size_t resource_cut             # what the resource adds to attributes_cut for each scope with rows
+    bint written[OUTPUTS_MAX]       # the newest row of the output's resource columns is of this resource
     text_t scope
     text_t scope_schema_url
     text_t scope_name
@@ -512,64 +515,81 @@ cdef int read_scope(decoder_t *d, group_t *group) noexcept nogil:
             group.scope_version.size = field.size
 
 
+cdef inline bint outgrows(decoder_t *d, size_t bytes) noexcept nogil:
+    """Whether that many bytes more are too many; a few are left to the look at every 64th record."""
+    return bytes > 4096 and grown(d) + bytes > d.column_bytes_max
+
+
 cdef int fill_group_map(decoder_t *d, column_t *map, text_t *message, uint32_t number, size_t rows,
-                        text_t *service_name) noexcept nogil:
-    """A map column that all rows of the group share: encoded once, then repeated within the limit."""
+                        bint again) noexcept nogil:
+    """A map column that all rows of the group share: encoded once, then repeated within the limit.
+
+    ``again``: the newest row is of this message already.
+    """
     cdef int status
     cdef size_t row_bytes
-    map_begin(map)
-    status = group_attributes(d, map, message.p, message.size, number, service_name, number == 1)
-    if status < 0:
-        return status
-    if map_end(map) < 0:
-        return NO_MEMORY
+    if not again:
+        map_begin(map)
+        status = group_attributes(d, map, message.p, message.size, number, NULL)
+        if status < 0:
+            return status
+        if map_end(map) < 0:
+            return NO_MEMORY
+        rows -= 1
     row_bytes = map.data.size - map.values_start + 4 * (map_open_entries(map)) + 8
-    if row_bytes * rows > d.column_bytes_max or grown(d) + row_bytes * rows > d.column_bytes_max:
+    if outgrows(d, row_bytes * rows):
         return TOO_LARGE
-    return NO_MEMORY if map_repeat(map, rows - 1) < 0 else OK
+    return NO_MEMORY if map_repeat(map, rows) < 0 else OK
 
 
-cdef int fill_group_text(decoder_t *d, column_t *column, text_t *text, size_t rows) noexcept nogil:
+cdef int fill_group_text(decoder_t *d, column_t *column, text_t *text, size_t rows, bint again) noexcept nogil:
     if column == NULL:
         return OK
-    if column.kind == KIND_STRING:
-        if text.size * rows > d.column_bytes_max or grown(d) + text.size * rows > d.column_bytes_max:
-            return TOO_LARGE
+    if again and column.kind == KIND_LOW:
+        return NO_MEMORY if column_repeat_low(column, rows) < 0 else OK
+    if column.kind == KIND_STRING and outgrows(d, text.size * rows):
+        return TOO_LARGE
     return NO_MEMORY if column_fill_text(column, text.p, text.size, rows) < 0 else OK
 
 
-cdef int fill_group(decoder_t *d, output_t *output, group_t *group, size_t rows) noexcept nogil:
-    """The resource's and the scope's columns for the group's rows."""
-    cdef column_t **to = output.source
-    cdef text_t service_name
-    cdef int status
-    service_name.p = group.scope_name.p
-    service_name.size = 0
+cdef int fill_resource(decoder_t *d, int number, group_t *group, size_t rows) noexcept nogil:
+    """The resource's columns for the group's rows.
+
+    A resource is encoded once for each output, however many scopes it has: a large one with many small
+    scopes would cost their product.
+    """
+    cdef column_t **to = d.outputs[number].source
+    cdef bint again = group.written[number]
+    cdef int status = OK
+    cdef size_t cut = d.attributes_cut
+    group.written[number] = True
     if to[S_RESOURCE_ATTRIBUTES] != NULL:
-        status = fill_group_map(d, to[S_RESOURCE_ATTRIBUTES], &group.resource, 1, rows, &service_name)
-        if status < 0:
-            return status
-    status = fill_group_text(d, to[S_SERVICE_NAME], &service_name, rows)
+        status = fill_group_map(d, to[S_RESOURCE_ATTRIBUTES], &group.resource, 1, rows, again)
+    if d.counting:
+        if again:
+            d.attributes_cut += group.resource_cut
+        else:
+            group.resource_cut = d.attributes_cut - cut
     if status == OK:
-        status = fill_group_text(d, to[S_RESOURCE_SCHEMA_URL], &group.resource_schema_url, rows)
-    if status == OK and to[S_SCOPE_ATTRIBUTES] != NULL:
-        status = fill_group_map(d, to[S_SCOPE_ATTRIBUTES], &group.scope, 3, rows, &service_name)
+        status = fill_group_text(d, to[S_SERVICE_NAME], &group.service_name, rows, again)
     if status == OK:
-        status = fill_group_text(d, to[S_SCOPE_NAME], &group.scope_name, rows)
-    if status == OK:
-        status = fill_group_text(d, to[S_SCOPE_VERSION], &group.scope_version, rows)
-    if status == OK:
-        status = fill_group_text(d, to[S_SCOPE_SCHEMA_URL], &group.scope_schema_url, rows)
+        status = fill_group_text(d, to[S_RESOURCE_SCHEMA_URL], &group.resource_schema_url, rows, again)
     return status
 
 
-cdef int check_group(decoder_t *d, group_t *group) noexcept nogil:
-    """Walk the resource and the scope, so that a malformed one is refused even without records."""
-    cdef text_t service_name
-    cdef int status = group_attributes(d, NULL, group.resource.p, group.resource.size, 1, &service_name, False)
-    if status < 0:
-        return status
-    return group_attributes(d, NULL, group.scope.p, group.scope.size, 3, &service_name, False)
+cdef int fill_group(decoder_t *d, int number, group_t *group, size_t rows) noexcept nogil:
+    """The resource's and the scope's columns for the group's rows in output ``number``."""
+    cdef column_t **to = d.outputs[number].source
+    cdef int status = fill_resource(d, number, group, rows)
+    if status == OK and to[S_SCOPE_ATTRIBUTES] != NULL:
+        status = fill_group_map(d, to[S_SCOPE_ATTRIBUTES], &group.scope, 3, rows, False)
+    if status == OK:
+        status = fill_group_text(d, to[S_SCOPE_NAME], &group.scope_name, rows, False)
+    if status == OK:
+        status = fill_group_text(d, to[S_SCOPE_VERSION], &group.scope_version, rows, False)
+    if status == OK:
+        status = fill_group_text(d, to[S_SCOPE_SCHEMA_URL], &group.scope_schema_url, rows, False)
+    return status
 
 
 cdef int decode_scope_logs(decoder_t *d, group_t *group, const uint8_t *p, size_t size) noexcept nogil:
@@ -609,7 +629,8 @@ cdef int decode_scope_logs(decoder_t *d, group_t *group, const uint8_t *p, size_
     if more == 0:
         more = read_scope(d, group)
     if more == 0:
-        more = check_group(d, group)
+        # So that a malformed one is refused even without records.
+        more = group_attributes(d, NULL, group.scope.p, group.scope.size, 3, NULL)
     if more < 0 or rows == 0:
         return more
     d.rows += rows
@@ -617,7 +638,7 @@ cdef int decode_scope_logs(decoder_t *d, group_t *group, const uint8_t *p, size_
         d.counting = i == 0
         d.outputs[i].rows += d.outputs[i].group_rows
         if d.outputs[i].group_rows:
-            more = fill_group(d, &d.outputs[i], group, d.outputs[i].group_rows)
+            more = fill_group(d, i, group, d.outputs[i].group_rows)
             if more < 0:
                 return more
     return OK
@@ -634,6 +655,7 @@ cdef int decode_resource_logs(decoder_t *d, const uint8_t *p, size_t size) noexc
     group.resource.p = p
     group.resource_schema_url.p = p
     group.scope.p = p
+    group.service_name.p = p
     c.p = p
     c.end = p + size
     while True:
@@ -650,7 +672,7 @@ cdef int decode_resource_logs(decoder_t *d, const uint8_t *p, size_t size) noexc
     if more == 0 and unlikely_(resources > 1):
         more = join_split(d, p, p + size, 1, PIECE_RESOURCE, 1, &group.resource)
     if more == 0:
-        more = check_group(d, &group)
+        more = group_attributes(d, NULL, group.resource.p, group.resource.size, 1, &group.service_name)
     if more < 0:
         return more
     c.p = p
@@ -698,6 +720,8 @@ cdef class OtlpPlan:
     def __init__(self, outputs, *, genai=()):
         if not 1 <= len(outputs) <= OUTPUTS_MAX:
             raise ValueError(f"a plan has 1 to {OUTPUTS_MAX} outputs")
+        if self.layouts is not None:
+            raise RuntimeError("a plan is made once")
         if 0 in genai:
             raise ValueError("the first output takes every record")
         self.layouts = tuple(tuple((str(n), str(t)) for n, t in layout) for layout, _ in outputs)

@@ -1,0 +1,117 @@
+"""What an attacker or a slip of the caller cannot do: cost the product of two sizes, count twice, crash."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from gateway._native import Columns, EntryPlan, OtlpPlan, entries, otlp_protobuf
+from tests.reference.native_block import read_block
+
+LAYOUT = (
+    ("body", "String"),
+    ("level", "LowCardinality(String)"),
+    ("service", "LowCardinality(String)"),
+    ("url", "LowCardinality(String)"),
+    ("resource", "Map(LowCardinality(String), String)"),
+    ("map", "Map(LowCardinality(String), String)"),
+)
+FEEDS = {"body": "body", "service": "service_name", "url": "resource_schema_url", "resource": "resource_attributes"}
+PLAN = OtlpPlan([(LAYOUT, FEEDS)])
+TWO = OtlpPlan([(LAYOUT, FEEDS), (LAYOUT, FEEDS)])
+ARRIVAL_NS = 1_700_000_000_000_000_000
+SECONDS_MAX = 5.0
+"""Of one body of a quarter of a MiB; it takes milliseconds, and took most of a minute where two sizes multiplied."""
+
+
+def message(number: int, content: bytes) -> bytes:
+    """One field of protobuf that has a length."""
+    size, head = len(content), bytes([number << 3 | 2])
+    while size > 127:
+        head += bytes([size & 127 | 128])
+        size >>= 7
+    return head + bytes([size]) + content
+
+
+RECORD = message(2, b"")
+ONE_RECORD = message(2, RECORD)
+NO_RECORD = message(2, b"")
+MANY_ATTRIBUTES = message(1, message(1, b"") * 65_536)
+LONG_URL = message(3, b"\xff" * 131_072)
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (MANY_ATTRIBUTES + NO_RECORD * 65_536, 0),
+        (MANY_ATTRIBUTES + ONE_RECORD * 32_768, 32_768),
+        (LONG_URL + ONE_RECORD * 32_768, 32_768),
+    ],
+)
+def test_a_large_resource_is_read_once_however_many_scopes_it_has(content: bytes, rows: int) -> None:
+    columns = Columns(LAYOUT)
+    before = time.process_time()
+    result = otlp_protobuf(message(1, content), PLAN, [columns], constants={}, arrival_ns=ARRIVAL_NS)
+    assert time.process_time() - before < SECONDS_MAX
+    assert (result.rows, columns.rows) == (rows, rows)
+
+
+def test_every_scope_has_its_resource_and_what_was_cut_of_it_is_counted_for_each_with_rows() -> None:
+    request = ExportLogsServiceRequest()
+    for name in ("one", "two"):
+        resource = request.resource_logs.add(schema_url=f"https://{name}.test")
+        for number in range(130):
+            attribute = resource.resource.attributes.add(key=f"{name}.{number}")
+            attribute.value.string_value = name
+        resource.resource.attributes[5].key = "service.name"
+        for records in (2, 0, 1, 3):
+            scope = resource.scope_logs.add()
+            for _ in range(records):
+                scope.log_records.add().body.string_value = name
+    both = [Columns(LAYOUT), Columns(LAYOUT)]
+    result = otlp_protobuf(request.SerializeToString(), TWO, both, constants={}, arrival_ns=ARRIVAL_NS)
+    assert result.outputs == (12, 12)
+    assert result.attributes_cut == 2 * 3 * 2
+    for columns in both:
+        for row in read_block(columns.native()).table():
+            name = row["body"]
+            assert (row["service"], row["url"]) == (name, f"https://{name}.test")
+            assert row["resource"] == {
+                "service.name" if number == 5 else f"{name}.{number}": name for number in range(128)
+            }
+
+
+def test_a_deep_object_is_flattened_in_one_pass() -> None:
+    plan = EntryPlan([(LAYOUT, [], {})], unknown="map")
+    body = b'{"a":' * 60 + b"{" + b'"k":0,' * 500_000 + b'"k":1}' + b"}" * 60
+    before = time.process_time()
+    columns = Columns(LAYOUT)
+    result = entries(body, plan, [columns], constants={}, arrival_ns=ARRIVAL_NS)
+    assert time.process_time() - before < SECONDS_MAX
+    assert result.attributes_cut == 500_001 - 128
+    (row,) = read_block(columns.native()).table()
+    assert row["map"] == {"a." * 60 + "k": "0"}
+
+
+def test_a_line_that_is_wrong_twice_is_counted_once() -> None:
+    plan = EntryPlan([(LAYOUT, [("l", "level", "level", "")], {})])
+    columns = Columns(LAYOUT)
+    body = b'{"l":"info"}\n{"l":"loud"} x\n{"l":"warn"} x\n1 x\n{"l":"error"}'
+    result = entries(
+        body, plan, [columns], constants={}, arrival_ns=ARRIVAL_NS, lines=True, partial=True, problems_max=9
+    )
+    assert (result.rows, dict(result.rejected)) == (2, {"invalid": 3})
+    assert [problem.index for problem in result.problems] == [1, 2, 3]
+    assert [row["level"] for row in read_block(columns.native()).table()] == ["info", "error"]
+
+
+def test_outputs_that_are_none_or_one_and_the_same_are_refused() -> None:
+    columns = Columns(LAYOUT)
+    with pytest.raises(TypeError):
+        otlp_protobuf(b"", PLAN, [None], constants={}, arrival_ns=0)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="output 1 is output 0 again"):
+        otlp_protobuf(b"", TWO, [columns, columns], constants={}, arrival_ns=0)
+    with pytest.raises(RuntimeError, match="once"):
+        PLAN.__init__([(LAYOUT, FEEDS)])  # type: ignore[misc]
