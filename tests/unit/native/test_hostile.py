@@ -76,7 +76,7 @@ def test_every_scope_has_its_resource_and_what_was_cut_of_it_is_counted_for_each
     assert result.attributes_cut == 2 * 3 * 2
     for columns in both:
         for row in read_block(columns.native()).table():
-            name = row["body"]
+            name = str(row["body"])
             assert (row["service"], row["url"]) == (name, f"https://{name}.test")
             assert row["resource"] == {
                 "service.name" if number == 5 else f"{name}.{number}": name for number in range(128)
@@ -114,4 +114,4 @@ def test_outputs_that_are_none_or_one_and_the_same_are_refused() -> None:
     with pytest.raises(ValueError, match="output 1 is output 0 again"):
         otlp_protobuf(b"", TWO, [columns, columns], constants={}, arrival_ns=0)
     with pytest.raises(RuntimeError, match="once"):
-        PLAN.__init__([(LAYOUT, FEEDS)])  # type: ignore[misc]
+        PLAN.__init__([(LAYOUT, FEEDS)])
