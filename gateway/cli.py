@@ -38,6 +38,7 @@ from gateway.engines import clickhouse_client, control_store, lacking, migrate_t
 from gateway.tenants.postgres import ControlError, ControlStore
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
+_KEEP = "Keep the secret now: it is not stored and cannot be shown again."
 
 Arguments = argparse.Namespace
 Command = Callable[[Arguments, Config], Coroutine[Any, Any, int]]
@@ -105,6 +106,13 @@ def parser() -> argparse.ArgumentParser:
     _add_projects(group("projects", "Who owns rows."), add)
     _add_plans(group("plans", "What the projects on them may send."), add)
     _add_keys(group("keys", "Who may send."), add)
+    create = add(
+        group("pats", "Who may read and control, in every project."),
+        "create",
+        pats_create,
+        "Create a personal access token. It is printed once and never again.",
+    )
+    create.add_argument("name", help="whose it is, for people")
     return root
 
 
@@ -311,7 +319,16 @@ async def keys_create(arguments: Arguments, settings: Config) -> int:
         )
     _print({**msgspec.to_builtins(key), "secret": secret}, arguments.json)
     if not arguments.json:
-        print("Keep the secret now: it is not stored and cannot be shown again.", file=sys.stderr)
+        print(_KEEP, file=sys.stderr)
+    return DONE
+
+
+async def pats_create(arguments: Arguments, settings: Config) -> int:
+    async with _management(settings) as store:
+        pat, secret = await store.create_pat(arguments.name)
+    _print({**msgspec.to_builtins(pat), "secret": secret}, arguments.json)
+    if not arguments.json:
+        print(_KEEP, file=sys.stderr)
     return DONE
 
 

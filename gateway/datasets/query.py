@@ -36,8 +36,8 @@ from gateway.errors import Invalid, Malformed
 DAYS = 7
 LIMIT, LIMIT_MAX = 100, 1000
 SELECTED_MAX, CONDITIONS_MAX, VALUES_MAX, VALUE_CHARS_MAX = 64, 64, 100, 4096
-# All values of a query together: they travel in an address.
-VALUES_CHARS_MAX = 64 << 10
+# All values of a query together, its range's too: they travel in an address.
+PARAMETERS_MAX, VALUES_CHARS_MAX = 200, 64 << 10
 _NS = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -232,6 +232,8 @@ class _Compiler:
         return f"fromUnixTimestamp64Nano({self._parameter(time_ns, 'Int64')})"
 
     def _parameter(self, value: object, type_: str) -> str:
+        if len(self._parameters) >= PARAMETERS_MAX:
+            raise _invalid(f"where: at most {PARAMETERS_MAX} values in a query, those of range among them")
         name = f"p{len(self._parameters)}"
         self._parameters[name] = value
         return f"{{{name}:{type_}}}"
