@@ -1,8 +1,8 @@
 # OTLP/JSON -> OTLP protobuf, in one pass over the body and without objects; otlp_protobuf.pyx turns that
 # into rows. So there is one place that knows what a record becomes, and the two encodings cannot differ.
 #
-# A message's length is not known before it is written, so its place is kept: five bytes, a varint
-# with padding. A member that comes again takes its earlier bytes out; what is not known is skipped.
+# A message's length is not known before it is written, so five bytes are kept for it, and what it does not
+# need is closed up afterwards. A member that comes again takes its earlier bytes out; what is not known is skipped.
 
 cdef enum:
     M_REQUEST, M_RESOURCE_LOGS, M_RESOURCE, M_SCOPE_LOGS, M_SCOPE, M_RECORD, M_KEY_VALUE, M_ANY, M_ARRAY, M_KVLIST
@@ -111,15 +111,19 @@ cdef inline int open_message(transcoder_t *t, int number, size_t *place) noexcep
 
 
 cdef inline int close_message(transcoder_t *t, size_t place) noexcept nogil:
-    """Write the length into the place kept for it."""
+    """Write the length where its place was kept, and close up: sizes are then those of plain protobuf."""
     cdef size_t size = t.out.size - place - 5
-    cdef int i
+    cdef size_t rest = size
+    cdef size_t used = 1
     if size > 0x7FFFFFFF:
         return TOO_LARGE
-    for i in range(4):
-        t.out.data[place + i] = <uint8_t> (size & 0x7F) | 0x80
-        size >>= 7
-    t.out.data[place + 4] = <uint8_t> size
+    while rest >= 0x80:
+        t.out.data[place + used - 1] = <uint8_t> (rest & 0x7F) | 0x80
+        rest >>= 7
+        used += 1
+    t.out.data[place + used - 1] = <uint8_t> rest
+    memmove(t.out.data + place + used, t.out.data + place + 5, size)
+    t.out.size -= 5 - used
     return OK
 
 

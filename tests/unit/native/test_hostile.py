@@ -6,8 +6,9 @@ import time
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue
 
-from gateway._native import Columns, EntryPlan, OtlpPlan, entries, otlp_protobuf
+from gateway._native import RECORD_BYTES_MAX, Columns, EntryPlan, OtlpPlan, entries, otlp_json, otlp_protobuf
 from tests.reference.native_block import read_block
 
 LAYOUT = (
@@ -115,3 +116,19 @@ def test_outputs_that_are_none_or_one_and_the_same_are_refused() -> None:
         otlp_protobuf(b"", TWO, [columns, columns], constants={}, arrival_ns=0)
     with pytest.raises(RuntimeError, match="once"):
         PLAN.__init__([(LAYOUT, FEEDS)])
+
+
+def test_a_record_below_the_size_limit_is_kept_in_json_as_in_protobuf() -> None:
+    flags = 150_000
+    body = AnyValue(array_value=ArrayValue(values=[AnyValue(bool_value=True)] * flags))
+    request = ExportLogsServiceRequest()
+    request.resource_logs.add().scope_logs.add().log_records.add().body.CopyFrom(body)
+    protobuf = request.SerializeToString()
+    assert len(protobuf) < RECORD_BYTES_MAX
+    values = b",".join([b'{"boolValue":true}'] * flags)
+    document = (
+        b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"arrayValue":{"values":[' + values + b"]}}}]}]}]}"
+    )
+    for decode, sent in ((otlp_protobuf, protobuf), (otlp_json, document)):
+        columns = Columns(LAYOUT)
+        assert decode(sent, PLAN, [columns], constants={}, arrival_ns=1).rows == 1
