@@ -34,7 +34,7 @@ from gateway.dialects import NEVER_RETRYING, registry
 from gateway.engines import Engines, clickhouse_client, control_store, lacking
 from gateway.http import reads
 from gateway.http.admission import Admission
-from gateway.http.api import Api, ApiRoute
+from gateway.http.api import BODY_BYTES_MAX, Api, ApiRoute
 from gateway.http.datasets import routes as dataset_routes
 from gateway.http.ingest import Ingest
 from gateway.http.probes import Probes
@@ -103,7 +103,10 @@ class App:
             *dataset_routes(datasets, catalog, clickhouse),
             *reads.routes(LogReader(clickhouse.query, config.clickhouse.database), store),
         ]
-        api = Api(routes, Pats(store), limits=config.limits, admission=house.admission)
+        # Of its own: a query may wait for ClickHouse, and must take no sender's place meanwhile.
+        api_requests = config.limits.api_requests_in_flight_max
+        api_admission = Admission(requests_max=api_requests, bytes_max=api_requests * BODY_BYTES_MAX)
+        api = Api(routes, Pats(store), limits=config.limits, admission=api_admission)
         ingest = IngestServer(config.ingest.listen, house, dialects, api)
         parts.push_async_callback(ingest.stop, config.shutdown.requests_ms_max / 1000)
         self.listen = {

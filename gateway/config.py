@@ -165,6 +165,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What keeps one sender from taking everything."""
 
     requests_in_flight_max: Annotated[int, Meta(ge=1, description="Requests being answered at once; then 503.")] = 1024
+    api_requests_in_flight_max: Annotated[
+        int, Meta(ge=1, description="Requests of the query and control API answered at once; more get 503.")
+    ] = 64
     bytes_in_flight_max: Annotated[int, Meta(ge=1 * MiB, description="Bytes of bodies being read; then 503.")] = (
         128 * MiB
     )
