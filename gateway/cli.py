@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     _add_plans(group("plans", "What the projects on them may send."), add)
     _add_keys(group("keys", "Who may send."), add)
     create = add(
-        group("pats", "Who may read and control, in every project."),
+        group("pat", "Who may read and control, in every project."),
         "create",
         pats_create,
         "Create a personal access token. It is printed once and never again.",

@@ -25,7 +25,7 @@ REMEMBERED_MAX = 1024
 TOKEN_CHARS_MAX = 256
 RETRY_AFTER_S = 2
 
-_HINT = f"Send a personal access token as Authorization: Bearer {PAT_PREFIX}...; `weir pats create` makes one."
+_HINT = f"Send a personal access token as Authorization: Bearer {PAT_PREFIX}...; `weir pat create` makes one."
 
 
 class Store(Protocol):
