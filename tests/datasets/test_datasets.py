@@ -240,3 +240,17 @@ def test_datasets_survive_a_restart(tmp_path: Path) -> None:
         assert after.control("POST", f"/{number}/schema", FIELDS)[0] == 409
     finally:
         gateway.stop()
+
+
+def test_what_a_registration_that_failed_left_behind_is_replaced_unless_it_holds_rows(project: Project) -> None:
+    gateway = project.house.gateway
+    number = project.control("POST", "", {"name": "Orders"})[1]["dataset"]["id"]
+    gateway.query(f"CREATE TABLE dataset_{number} (other String) ENGINE = MergeTree ORDER BY other")
+    gateway.query(f"INSERT INTO dataset_{number} VALUES ('somebody else''s')")
+    status, answer = project.control("POST", f"/{number}/schema", FIELDS)
+    assert (status, f"dataset_{number}" in answer["error"]) == (503, True)
+    assert project.control("GET", f"/{number}/schema") == NO_SCHEMA
+    gateway.query(f"TRUNCATE TABLE dataset_{number}")
+    assert project.control("POST", f"/{number}/schema", FIELDS)[0] == 201
+    assert project.send(f"/datasets/{number}", RECORD) == QUEUED
+    assert project.rows(number, {"range": DAY}) == [{"count": "1"}]
