@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import stat
-import time
 from pathlib import Path
 from typing import Any
 
@@ -416,10 +415,13 @@ async def test_many_keys_are_loaded_without_holding_up_the_loop(
             longest_s = max(longest_s, time.thread_time() - began)
 
     watcher = asyncio.create_task(watch())
+    began = time.thread_time()
     keys = await make_keys()
+    whole_s = time.thread_time() - began
     watcher.cancel()
     assert len(keys) == 20000
-    assert 0 < longest_s < 0.05
+    # In one go the longest step would be nearly all of it.
+    assert 0 < longest_s < whole_s / 2
     assert answer(keys, "17") == "known"
 
 
