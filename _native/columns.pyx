@@ -6,7 +6,7 @@
 # of what follows including these 9 bytes (uint32), size uncompressed (uint32), the bytes.
 
 cdef enum:
-    FRAME_BYTES = 1 << 20       # uncompressed bytes of one frame; what ClickHouse itself uses
+    FRAME_BYTES = 65535         # uncompressed bytes of one frame: below 64 KiB LZ4 is a sixth faster, its table half
     KEEP_BYTES = 1 << 20        # a buffer that grew beyond is given back when the block is cut
     KEEP_SLOTS = 1 << 16        # the same of a dictionary, whose slots are wiped at each clearing
     METHOD_LZ4 = 0x82
