@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from gateway._native import Columns, Decoded
 from gateway.config import DialectLimits
@@ -55,6 +55,15 @@ class Rows(Protocol):
         ...
 
 
+class Bounds(TypedDict):
+    """Arguments that all of the compiled decoders take."""
+
+    arrival_ns: int
+    time_min_ns: int
+    time_max_ns: int
+    column_bytes_max: int
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What decoding needs besides the request: whose rows they are, and the limits of time and size.
@@ -70,6 +79,15 @@ class Context:
     time_max_ns: int
     column_bytes_max: int
     content_bytes_max: int | None = None
+
+    def bounds(self, arrival_ns: int) -> Bounds:
+        """What every decoder is told of time and size."""
+        return Bounds(
+            arrival_ns=arrival_ns,
+            time_min_ns=self.time_min_ns,
+            time_max_ns=self.time_max_ns,
+            column_bytes_max=self.column_bytes_max,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,10 +79,7 @@ def decode(request: Request, body: bytes, context: Context, rows: Rows) -> Outco
         PLAN,
         [rows.columns(_LOGS.name)],
         constants={"project_id": context.project_id, **constants},
-        arrival_ns=request.arrival_ns,
-        time_min_ns=context.time_min_ns,
-        time_max_ns=context.time_max_ns,
-        column_bytes_max=context.column_bytes_max,
+        **context.bounds(request.arrival_ns),
     )
     return Outcome.of(decoded)
 

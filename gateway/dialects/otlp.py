@@ -97,10 +97,7 @@ def decode_as(
         plan,
         outputs,
         constants={"project_id": context.project_id, **constants},
-        arrival_ns=arrival_ns,
-        time_min_ns=context.time_min_ns,
-        time_max_ns=context.time_max_ns,
-        column_bytes_max=context.column_bytes_max,
+        **context.bounds(arrival_ns),
         content_bytes_max=context.content_bytes_max,
     )
     return Outcome.of(decoded)
