@@ -326,5 +326,6 @@ def entries(body, EntryPlan plan not None, outputs, *, constants, int64_t arriva
         buffer_free(&e.key)
         buffer_free(&e.work)
         free(e.unknown)
+        dictionary_free(&e.unknown_names)
         free_decoder(&d)
         PyBuffer_Release(&view)

@@ -63,6 +63,7 @@ ctypedef struct entries_t:
     unknown_t *unknown
     size_t unknown_count
     size_t unknown_capacity
+    dictionary_t unknown_names      # of an entry with several: the place of the last of each name, from 1
     bint keep_unknown
     bint goes_on                # what an entry that is refused had written is taken back
     bint saved                  # the entry has begun to write

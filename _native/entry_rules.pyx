@@ -372,6 +372,30 @@ cdef int apply_rule(entries_t *e, output_t *output, rule_t *rule) noexcept nogil
     return NO_MEMORY if column_append_text(column, text.p, text.size) < 0 else OK
 
 
+cdef int last_of_names(entries_t *e) noexcept nogil:
+    """For each name of an unknown member where it stands last."""
+    cdef size_t i
+    cdef text_t name
+    cdef int64_t index
+    cdef int cut = 0
+    # Not cleared: that would cost the size of the largest entry for every small one.
+    dictionary_truncate(&e.unknown_names, 0, 0)
+    for i in range(e.unknown_count):
+        if string_text(&e.unknown[i].key, &e.work, &name) < 0:
+            return NO_MEMORY
+        index = dictionary_entry(&e.unknown_names, name.p, name.size, SIZE_MAX, &cut)
+        if index < 0:
+            return NO_MEMORY
+        e.unknown_names.entries[index].position = <uint32_t> (i + 1)
+    return OK
+
+
+cdef inline bint is_last_of_name(entries_t *e, text_t *name, size_t i) noexcept nogil:
+    cdef int cut = 0
+    cdef int64_t index = dictionary_entry(&e.unknown_names, name.p, name.size, SIZE_MAX, &cut)
+    return index < 0 or e.unknown_names.entries[index].position == i + 1
+
+
 cdef int apply_unknown(entries_t *e, output_t *output) noexcept nogil:
     """Members that no rule knows: kept as attributes, refused, or ignored."""
     cdef entry_output_t *plan = e.plan
@@ -380,9 +404,13 @@ cdef int apply_unknown(entries_t *e, output_t *output) noexcept nogil:
     cdef int status
     if plan.unknown == UNKNOWN_IGNORE:
         return OK
+    if e.unknown_count > 1 and last_of_names(e) < 0:
+        return NO_MEMORY
     for i in range(e.unknown_count):
         if string_text(&e.unknown[i].key, &e.work, &name) < 0:
             return NO_MEMORY
+        if e.unknown_count > 1 and not is_last_of_name(e, &name, i):
+            continue
         e.key.size = 0
         if append_key(e, name.p, name.size) < 0:
             return NO_MEMORY

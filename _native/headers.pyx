@@ -21,6 +21,7 @@ cdef extern from "dictionary.h" nogil:
         uint32_t slot_count
     uint64_t dictionary_seed
     void dictionary_free(dictionary_t *dictionary)
+    void dictionary_truncate(dictionary_t *dictionary, uint32_t count, size_t bytes_size)
 
 cdef extern from "column.h" nogil:
     enum: KIND_FIXED

@@ -265,3 +265,10 @@ def test_a_moment_in_any_spelling_is_stored_or_clamped_and_kept(written: bytes) 
         feeds={"m": "attributes"},
     )
     same(b'{"t":' + written + b',"m":{"weir.timestamp":"a lie","b":1}}', output)
+
+
+@pytest.mark.parametrize(
+    "members", [b'"a":{"b":1},"a":2', b'"a":2,"a":{"b":1}', b'"a":{"b":1},"\\u0061":{"c":2}', b'"a":1,"b":2,"a":3']
+)
+def test_of_an_unknown_member_that_comes_twice_the_last_one_stays(members: bytes) -> None:
+    assert not same(b'{"message":"x",' + members + b"}", LOGS, unknown="LogAttributes")[0].error
