@@ -14,6 +14,7 @@
     entry_plan.pyx                       which member of a flat JSON entry feeds which column
     entry_rules.pyx                      an entry -> a row
     entries.pyx                          a request of entries: array, object, member, lines -> rows
+    crc32c.h crc32c.pyx                  the checksum of the spool's frames
     bucket.pyx                           the token bucket
 
 Inner functions are noexcept nogil and return a status; only what Python calls raises.
@@ -44,6 +45,7 @@ include "otlp_json.pyx"
 include "entry_plan.pyx"
 include "entry_rules.pyx"
 include "entries.pyx"
+include "crc32c.pyx"
 include "bucket.pyx"
 
 seed_dictionaries(int.from_bytes(os.urandom(8), "little"))

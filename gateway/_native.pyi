@@ -204,6 +204,13 @@ def json_check(body: Buffer, *, nan_literals: bool = ...) -> None:
 def json_member(body: Buffer, name: bytes) -> bytes | None:
     """The text of a top-level string member; ``b""`` for another type, None where there is none."""
 
+def crc32c(data: Buffer, seed: int = 0, *, instruction: bool = ...) -> int:
+    """The CRC-32C (Castagnoli) of the bytes that ``seed`` is the checksum of, followed by ``data``.
+
+    Above 4 KiB it lets go of the GIL. ``instruction`` False: not by the processor's instruction, but as
+    where there is none; the result is the same, only slower.
+    """
+
 @final
 class Bucket:
     """A token bucket: ``rate`` tokens a second, at most ``burst`` at once, times in nanoseconds."""
