@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
-from gateway.delivery.clickhouse import AnswerTooLarge, DeliveryError
+from gateway.delivery.clickhouse import MEMORY_LIMIT, AnswerTooLarge, DeliveryError
 from gateway.dialects.dialect import Reply
 from gateway.errors import GatewayError, Invalid, NotFound, WeirError
 from gateway.http.api import ApiRequest, ApiRoute, json_reply
@@ -82,35 +82,47 @@ class _Reads:
     async def project_logs(self, request: ApiRequest) -> Reply:
         try:
             wanted = filters(request.query_pairs)
-            project = await self._project(request.path_values["project_id"])
-            return json_reply(200, await _asked(self._reader.logs(project.id, wanted)))
+            project = await project_named(self._projects, request.path_values["project_id"])
+            return json_reply(200, await asked(self._reader.logs(project.id, wanted)))
         except Invalid as error:
             return json_reply(422, error_body(error))
 
     async def event_logs(self, request: ApiRequest) -> Reply:
         try:
             wanted = part(request.query_pairs)
-            event = await _asked(self._reader.event(request.path_values["event_id"]))
+            event = await asked(self._reader.event(request.path_values["event_id"]))
             if event is None:
                 raise NotFound("There is no error event with this id, or it was stored too long ago.")
-            return json_reply(200, await _asked(self._reader.around(event, wanted)))
+            return json_reply(200, await asked(self._reader.around(event, wanted)))
         except Invalid as error:
             return json_reply(422, error_body(error))
 
-    async def _project(self, name: str) -> Project:
-        try:
-            project = await self._projects.find_project(name)
-        except StoreUnavailable as error:
-            raise GatewayError(
-                "Projects temporarily unavailable", log=f"projects: {error}", retry_after_s=_RETRY_AFTER_S
-            ) from None
-        if project is None:
-            raise NotFound("There is no project with this id or slug; `weir projects list` shows them.")
-        return project
+
+async def project_named(projects: Projects, name: str) -> Project:
+    """The project with this id or slug. Raises NotFound, GatewayError."""
+    try:
+        project = await projects.find_project(name)
+    except StoreUnavailable as error:
+        raise GatewayError(
+            "Projects temporarily unavailable", log=f"projects: {error}", retry_after_s=_RETRY_AFTER_S
+        ) from None
+    if project is None:
+        raise NotFound("There is no project with this id or slug; `weir projects list` shows them.")
+    return project
 
 
-async def _asked(answer: Awaitable[T]) -> T:
-    """What the store answers. Raises GatewayError when it does not, Invalid when that was too much to ask."""
+class TooMuch(Invalid):
+    """The answer would be larger than one answer may be."""
+
+
+async def asked(
+    answer: Awaitable[T],
+    slow: str = "The query takes too long: ask for less time between start_time and end_time",
+) -> T:
+    """What the store answers. Raises GatewayError when it does not, TooMuch when that was too much to ask.
+
+    ``slow`` is told when it takes too long, or too much memory.
+    """
     try:
         return await answer
     except TooMany:
@@ -118,42 +130,38 @@ async def _asked(answer: Awaitable[T]) -> T:
             "Too many queries at once", log="reading: too many queries at once", retry_after_s=_RETRY_AFTER_S
         ) from None
     except DeliveryError as error:
-        if error.code == _TIMEOUT_EXCEEDED:
-            raise GatewayError(
-                "The query takes too long: ask for less time between start_time and end_time",
-                log="reading: a query took too long",
-                retry_after_s=_RETRY_AFTER_S,
-            ) from None
+        if error.code in (_TIMEOUT_EXCEEDED, MEMORY_LIMIT):
+            raise GatewayError(slow, log="reading: a query took too long", retry_after_s=_RETRY_AFTER_S) from None
         if isinstance(error, AnswerTooLarge) or error.code == _TOO_MANY_ROWS_OR_BYTES:
-            raise Invalid("so many logs are too large for one answer: ask for fewer", field="limit") from None
+            raise TooMuch("so many logs are too large for one answer: ask for fewer", field="limit") from None
         log.warning("logs cannot be read: %s", error)
         raise GatewayError(_AWAY, log=f"reading: {error}", retry_after_s=_RETRY_AFTER_S) from None
 
 
 def filters(sent: Sequence[tuple[str, str]]) -> Filters:
     """The parameters of a query for logs. Raises Invalid, which names the one that is wrong."""
-    values = _known(sent, ("levels", "search", "trace_id", "start_time", "end_time", "limit", "offset"))
+    values = known(sent, ("levels", "search", "trace_id", "start_time", "end_time", "limit", "offset"))
     start_ns = time_ns("start_time", values.get("start_time", ""), TIME_MIN_NS)
     end_ns = time_ns("end_time", values.get("end_time", ""), TIME_MAX_NS)
     if start_ns > end_ns:
         raise Invalid("start_time must not be after end_time", field="start_time")
     return Filters(
         levels=_levels(values.get("levels", "")),
-        search=_text("search", values.get("search", "")),
-        trace_id=_text("trace_id", values.get("trace_id", "")),
+        search=text_of("search", values.get("search", "")),
+        trace_id=text_of("trace_id", values.get("trace_id", "")),
         start_ns=start_ns,
         end_ns=end_ns,
-        limit=_whole("limit", values.get("limit", "100"), 1, LIMIT_MAX),
-        offset=_whole("offset", values.get("offset", "0"), 0, OFFSET_MAX),
+        limit=whole("limit", values.get("limit", "100"), 1, LIMIT_MAX),
+        offset=whole("offset", values.get("offset", "0"), 0, OFFSET_MAX),
     )
 
 
 def part(sent: Sequence[tuple[str, str]]) -> Filters:
     """The same of a query for the logs around an error: as many as there may be, unless asked otherwise."""
-    values = _known(sent, ("limit", "offset"))
+    values = known(sent, ("limit", "offset"))
     return Filters(
-        limit=_whole("limit", values.get("limit", str(LIMIT_MAX)), 1, LIMIT_MAX),
-        offset=_whole("offset", values.get("offset", "0"), 0, OFFSET_MAX),
+        limit=whole("limit", values.get("limit", str(LIMIT_MAX)), 1, LIMIT_MAX),
+        offset=whole("offset", values.get("offset", "0"), 0, OFFSET_MAX),
     )
 
 
@@ -169,13 +177,16 @@ def time_ns(name: str, text: str, default_ns: int) -> int:
     return since // _MICROSECOND * 1000
 
 
-def _known(sent: Sequence[tuple[str, str]], names: tuple[str, ...]) -> dict[str, str]:
-    """Each parameter once: a filter that is misspelt or twice must not find more than was asked for."""
+def known(sent: Sequence[tuple[str, str]], names: Sequence[str], lists: Sequence[str] = ("levels",)) -> dict[str, str]:
+    """The parameters, each once: a filter that is misspelt or twice must not find more than was asked for.
+
+    Those in ``lists`` may come several times; then there are commas between their values.
+    """
     values: dict[str, str] = {}
     for name, value in sent:
         if name not in names:
             raise Invalid(f"there is no such parameter; there are {', '.join(names)}", field=name[:_NAME_CHARS_MAX])
-        if name in values and name != "levels":
+        if name in values and name not in lists:
             raise Invalid(f"{name} is there twice", field=name)
         values[name] = f"{values[name]},{value}" if name in values else value
     return values
@@ -188,13 +199,15 @@ def _levels(text: str) -> frozenset[str]:
     return frozenset(LEVEL_OF[word] for word in words)
 
 
-def _text(name: str, text: str) -> str:
+def text_of(name: str, text: str) -> str:
+    """A parameter's text. Raises Invalid when it is longer than any may be."""
     if len(text) > _TEXT_CHARS_MAX:
         raise Invalid(f"{name} must have at most {_TEXT_CHARS_MAX} characters", field=name)
     return text
 
 
-def _whole(name: str, text: str, least: int, most: int) -> int:
+def whole(name: str, text: str, least: int, most: int) -> int:
+    """A parameter's whole number. Raises Invalid naming it."""
     if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
         raise Invalid(f"{name} must be a whole number from {least} to {most}", field=name)
     return int(text)

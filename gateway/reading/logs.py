@@ -57,10 +57,17 @@ _LIFTED = {
 _COLUMNS = (
     "Timestamp", "SeverityNumber", "SeverityText", "Body", "LogAttributes", "TraceId", "SpanId", "ScopeName",
 )  # fmt: skip
-_BOUNDS = (
+BOUNDS = (
     "readonly = 1, max_execution_time = 10, timeout_overflow_mode = 'throw', max_result_bytes = 16777216, "
-    f"max_result_rows = {LIMIT_MAX + 1}, result_overflow_mode = 'throw', max_memory_usage = 2147483648, max_threads = 2"
+    "max_result_rows = 1501, result_overflow_mode = 'throw', max_memory_usage = 2147483648, max_threads = 2"
 )
+"""Settings of every statement."""
+HAS_LEVEL = (
+    "(SeverityNumber IN {numbers:Array(UInt8)}"
+    " OR (SeverityNumber = 0 AND lower(SeverityText) IN {words:Array(String)}))"
+)
+"""A condition; ``level_values`` are its parameters."""
+HAS_TEXT = "positionCaseInsensitiveUTF8(Body, {search:String}) > 0"
 _QUERIES_MAX = 16
 
 _SCALAR = re.compile(r"true|false|-?[0-9][-+.0-9e]*", re.ASCII)
@@ -138,8 +145,8 @@ class LogReader:
         """The logs of a project, newest first unless asked for otherwise."""
         values = _values(project_id, filters)
         counted, rows = await asyncio.gather(
-            self._ask(count_text(self._database, **_asked(filters)), values),
-            self._ask(
+            self.ask(count_text(self._database, **_asked(filters)), values),
+            self.ask(
                 page_text(self._database, oldest_first=filters.oldest_first, **_asked(filters)),
                 # One more than wanted tells whether there are more.
                 {**values, "limit": filters.limit + 1, "offset": filters.offset},
@@ -152,7 +159,7 @@ class LogReader:
 
     async def event(self, event_id: str) -> ErrorEvent | None:
         """The newest error event of that id, of whatever project."""
-        rows = await self._ask(event_text(self._database), {"event_id": event_id})
+        rows = await self.ask(event_text(self._database), {"event_id": event_id})
         return ErrorEvent(rows[0]["ProjectId"], rows[0]["time_ns"], rows[0]["TraceId"]) if rows else None
 
     async def around(self, event: ErrorEvent, filters: Filters) -> Page:
@@ -166,7 +173,8 @@ class LogReader:
         wanted = replace(filters, trace_id=event.trace_id, start_ns=start_ns, end_ns=end_ns, oldest_first=True)
         return await self.logs(event.project_id, wanted)
 
-    async def _ask(self, text: str, values: Mapping[str, object]) -> list[dict[str, Any]]:
+    async def ask(self, text: str, values: Mapping[str, object]) -> list[dict[str, Any]]:
+        """Runs a statement of the room, as long as few others run. Raises TooMany."""
         if self._running >= _QUERIES_MAX:
             raise TooMany
         self._running += 1
@@ -185,8 +193,8 @@ def page_text(database: str, *, levels: bool, search: bool, trace_id: bool, olde
     columns = ", ".join(_COLUMNS[1:])
     return (
         f"SELECT toUnixTimestamp64Nano(Timestamp) AS time_ns, {columns} "  # noqa: S608 - no text but ours
-        f"FROM {_table(database, schema.OTEL_LOGS)} WHERE {_conditions(levels, search, trace_id)} "
-        f"ORDER BY {order} LIMIT {{limit:UInt32}} OFFSET {{offset:UInt32}} SETTINGS {_BOUNDS}"
+        f"FROM {table_of(database, schema.OTEL_LOGS)} WHERE {_conditions(levels, search, trace_id)} "
+        f"ORDER BY {order} LIMIT {{limit:UInt32}} OFFSET {{offset:UInt32}} SETTINGS {BOUNDS}"
     )
 
 
@@ -194,8 +202,8 @@ def page_text(database: str, *, levels: bool, search: bool, trace_id: bool, olde
 def count_text(database: str, *, levels: bool, search: bool, trace_id: bool) -> str:
     """The statement that counts what all pages hold."""
     return (
-        f"SELECT count() AS total FROM {_table(database, schema.OTEL_LOGS)} "  # noqa: S608 - as above
-        f"WHERE {_conditions(levels, search, trace_id)} SETTINGS {_BOUNDS}"
+        f"SELECT count() AS total FROM {table_of(database, schema.OTEL_LOGS)} "  # noqa: S608 - as above
+        f"WHERE {_conditions(levels, search, trace_id)} SETTINGS {BOUNDS}"
     )
 
 
@@ -204,12 +212,13 @@ def event_text(database: str) -> str:
     """The statement that finds an error event."""
     return (
         "SELECT ProjectId, toUnixTimestamp64Nano(Timestamp) AS time_ns, TraceId "  # noqa: S608 - as above
-        f"FROM {_table(database, schema.ERROR_EVENTS)} WHERE EventId = {{event_id:String}} "
-        f"ORDER BY Timestamp DESC, SpoolFrame DESC, SpoolRow DESC LIMIT 1 SETTINGS {_BOUNDS}"
+        f"FROM {table_of(database, schema.ERROR_EVENTS)} WHERE EventId = {{event_id:String}} "
+        f"ORDER BY Timestamp DESC, SpoolFrame DESC, SpoolRow DESC LIMIT 1 SETTINGS {BOUNDS}"
     )
 
 
-def _table(database: str, table: schema.Table) -> str:
+def table_of(database: str, table: schema.Table) -> str:
+    """A table's name as statements have it."""
     return f"`{database}`.`{table.name}`"
 
 
@@ -220,12 +229,9 @@ def _conditions(levels: bool, search: bool, trace_id: bool) -> str:
         "Timestamp <= fromUnixTimestamp64Nano({end_ns:Int64})",
     ]
     if levels:
-        conditions.append(
-            "(SeverityNumber IN {numbers:Array(UInt8)}"
-            " OR (SeverityNumber = 0 AND lower(SeverityText) IN {words:Array(String)}))"
-        )
+        conditions.append(HAS_LEVEL)
     if search:
-        conditions.append("positionCaseInsensitiveUTF8(Body, {search:String}) > 0")
+        conditions.append(HAS_TEXT)
     if trace_id:
         conditions.append("TraceId = {trace_id:String}")
     return " AND ".join(conditions)
@@ -247,8 +253,7 @@ def _values(project_id: str, filters: Filters) -> dict[str, object]:
         "end_ns": _within(filters.end_ns // 10**6 * 10**6 + 999_999),
     }
     if filters.levels:
-        values["numbers"] = _numbers(filters.levels)
-        values["words"] = [word for word, level in LEVEL_OF.items() if level in filters.levels]
+        values |= level_values(filters.levels)
     if filters.search:
         values["search"] = filters.search
     if filters.trace_id:
@@ -260,8 +265,13 @@ def _within(time_ns: int) -> int:
     return min(max(time_ns, TIME_MIN_NS), TIME_MAX_NS)
 
 
-def _numbers(levels: Iterable[str]) -> list[int]:
-    return [LEVELS[level] + more for level in sorted(levels) for more in range(4)]
+def level_values(levels: Iterable[str]) -> dict[str, object]:
+    """The parameters of ``HAS_LEVEL``."""
+    wanted = sorted(levels)
+    return {
+        "numbers": [LEVELS[level] + more for level in wanted for more in range(4)],
+        "words": [word for word, level in LEVEL_OF.items() if level in wanted],
+    }
 
 
 def log(row: Mapping[str, Any]) -> Log:
@@ -270,7 +280,7 @@ def log(row: Mapping[str, Any]) -> Log:
     lifted = {member: _lift(attributes, names) for member, names in _LIFTED.items() if member != "line_number"}
     return Log(
         timestamp=timestamp(row["time_ns"]),
-        level=_level(row["SeverityNumber"], row["SeverityText"]),
+        level=level_name(row["SeverityNumber"], row["SeverityText"]),
         message=row["Body"],
         trace_id=row["TraceId"] or None,
         span_id=row["SpanId"] or None,
@@ -305,7 +315,8 @@ def scalar(text: str) -> str | int | float | bool:
     return value if written == text else text
 
 
-def _level(number: int, text: str) -> str | None:
+def level_name(number: int, text: str) -> str | None:
+    """The name of a row's level; of one nobody knows its text in lower case, of none None."""
     if 1 <= number <= 24:
         return list(LEVELS)[(number - 1) // 4]
     return LEVEL_OF.get(text.lower(), text.lower()) or None

@@ -107,7 +107,7 @@ async def test_only_so_many_queries_run_at_once_and_places_are_given_back() -> N
     await all_are_in.wait()
     with pytest.raises(TooMany):
         await reader.event("e")
-    assert (await read(reader._ask, PATHS[1])).status == 503
+    assert (await read(reader.ask, PATHS[1])).status == 503
     open_gate.set()
     assert [page.total for page in await asyncio.gather(*first)] == [0] * 8
     assert await reader.event("e") is None
