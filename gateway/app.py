@@ -32,7 +32,7 @@ from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.settings import Settings
 from gateway.dialects import NEVER_RETRYING, registry
 from gateway.engines import Engines, clickhouse_client, control_store, lacking
-from gateway.http import reads
+from gateway.http import reads, status
 from gateway.http.admission import Admission
 from gateway.http.api import BODY_BYTES_MAX, Api, ApiRoute
 from gateway.http.datasets import routes as dataset_routes
@@ -41,9 +41,11 @@ from gateway.http.probes import Probes
 from gateway.http.server import AdminServer, IngestServer
 from gateway.metrics import Metrics
 from gateway.reading.logs import LogReader
+from gateway.reading.status import StatusReader
 from gateway.tenants.datasets import DatasetStore
 from gateway.tenants.gate import Gate
 from gateway.tenants.keys import Keys
+from gateway.tenants.pat_store import PatStore
 from gateway.tenants.pats import Pats
 from gateway.tenants.postgres import ControlStore, StoreUnavailable
 from gateway.tenants.quotas import Quotas
@@ -99,14 +101,16 @@ class App:
         catalog = await self._start_catalog(datasets, delivery)
         dialects = registry(config.limits, config.ndjson, catalog.find)
         house = self._house(gate, delivery)
+        reader = LogReader(clickhouse.query, config.clickhouse.database)
         routes: list[ApiRoute] = [
             *dataset_routes(datasets, catalog, clickhouse),
-            *reads.routes(LogReader(clickhouse.query, config.clickhouse.database), store),
+            *reads.routes(reader, store),
+            *status.routes(StatusReader(reader.ask, config.clickhouse.database), store),
         ]
         # Of its own: a query may wait for ClickHouse, and must take no sender's place meanwhile.
         api_requests = config.limits.api_requests_in_flight_max
         api_admission = Admission(requests_max=api_requests, bytes_max=api_requests * BODY_BYTES_MAX)
-        api = Api(routes, Pats(store), limits=config.limits, admission=api_admission)
+        api = Api(routes, Pats(PatStore(store)), limits=config.limits, admission=api_admission)
         ingest = IngestServer(config.ingest.listen, house, dialects, api)
         parts.push_async_callback(ingest.stop, config.shutdown.requests_ms_max / 1000)
         self.listen = {

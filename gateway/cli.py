@@ -7,6 +7,7 @@
     weir projects create | list | set
     weir plans set | list
     weir keys create | list | set | revoke
+    weir pat create | list | revoke
 
 Management commands speak to Postgres: the configured one, that of a gateway running on the same data
 directory, or one started for the moment. Exit codes: 0 done, 1 failed, 2 wrong usage.
@@ -35,6 +36,7 @@ from gateway.delivery.clickhouse import DeliveryError
 from gateway.dialects import registry
 from gateway.embedded.child import EngineFailed
 from gateway.engines import clickhouse_client, control_store, lacking, migrate_tables, reach
+from gateway.tenants.pat_store import PatStore
 from gateway.tenants.postgres import ControlError, ControlStore
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -106,13 +108,7 @@ def parser() -> argparse.ArgumentParser:
     _add_projects(group("projects", "Who owns rows."), add)
     _add_plans(group("plans", "What the projects on them may send."), add)
     _add_keys(group("keys", "Who may send."), add)
-    create = add(
-        group("pat", "Who may read and control, in every project."),
-        "create",
-        pats_create,
-        "Create a personal access token. It is printed once and never again.",
-    )
-    create.add_argument("name", help="whose it is, for people")
+    _add_pats(group("pat", "Who may read and control, in every project."), add)
     return root
 
 
@@ -162,6 +158,14 @@ def _add_keys(keys: Any, add: Adder) -> None:
     _add_rate(set_, "0: what the plan or the settings say", required=True)
     revoke = add(keys, "revoke", keys_revoke, "Revoke a key, for ever, within a second.")
     revoke.add_argument("key_id", metavar="KEY_ID", help="as `weir keys list` prints it")
+
+
+def _add_pats(pats: Any, add: Adder) -> None:
+    create = add(pats, "create", pats_create, "Create a personal access token. It is printed once and never again.")
+    create.add_argument("name", help="whose it is, for people")
+    add(pats, "list", pats_list, "List the tokens, without their secrets.")
+    revoke = add(pats, "revoke", pats_revoke, "Revoke a token, for ever, within a second.")
+    revoke.add_argument("pat_id", metavar="PAT_ID", help="as `weir pat list` prints it")
 
 
 def _add_records(to: argparse.ArgumentParser, without: str) -> None:
@@ -325,10 +329,26 @@ async def keys_create(arguments: Arguments, settings: Config) -> int:
 
 async def pats_create(arguments: Arguments, settings: Config) -> int:
     async with _management(settings) as store:
-        pat, secret = await store.create_pat(arguments.name)
+        pat, secret = await PatStore(store).create(arguments.name)
     _print({**msgspec.to_builtins(pat), "secret": secret}, arguments.json)
     if not arguments.json:
         print(_KEEP, file=sys.stderr)
+    return DONE
+
+
+async def pats_list(arguments: Arguments, settings: Config) -> int:
+    async with _management(settings) as store:
+        pats = await PatStore(store).all()
+    _print(msgspec.to_builtins(pats), arguments.json)
+    return DONE
+
+
+async def pats_revoke(arguments: Arguments, settings: Config) -> int:
+    async with _management(settings) as store:
+        revoked = await PatStore(store).revoke(arguments.pat_id)
+    if not revoked:
+        raise CommandFailed(f"there is no live token {arguments.pat_id}; `weir pat list` shows their ids")
+    _print({"id": arguments.pat_id, "revoked": True}, arguments.json)
     return DONE
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gateway.data_dir import DataDir
+from gateway.tenants.pat_store import PatStore
 from gateway.tenants.postgres import ControlStore
 
 SLUG = "demo"
@@ -88,7 +89,7 @@ async def create(store: ControlStore, directory: DataDir, admin_token: str) -> d
     keys = {}
     for name, kind, dialect, origins in KEYS:
         _, keys[name] = await store.create_key(SLUG, kind=kind, dialect=dialect, name=f"demo {name}", origins=origins)
-    _, pat = await store.create_pat("demo")
+    _, pat = await PatStore(store).create("demo")
     return {"project": SLUG, "project_id": project.id, "keys": keys, "pat": pat, "admin_token": admin_token}
 
 

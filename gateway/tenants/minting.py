@@ -13,7 +13,8 @@ insist on for theirs (and ``bk_`` has exactly one underscore, which they count).
 The checksum serves people and secret scanners: a key that was cut or mistyped is told from one that
 was revoked. It is never the reason for a refusal, because keys that were made elsewhere and whose
 digests were put into the table by hand need not have one: a key without a valid checksum is simply
-one that is not in memory.
+one that is not in memory. Personal access tokens are made here only, and are looked up in Postgres:
+one whose checksum does not fit is refused unasked.
 """
 
 from __future__ import annotations

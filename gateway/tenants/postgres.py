@@ -26,9 +26,9 @@ from typing import Any
 
 import asyncpg
 
-from gateway.tenants.minting import PAT_PREFIX, digest_of, mint, prefix_of
+from gateway.tenants.minting import digest_of, mint, prefix_of
 from gateway.tenants.origins import normal_origin
-from gateway.tenants.records import DEFAULT_PLAN, KeyRecord, KeyTable, PatRecord, Plan, Project, Settled, Share
+from gateway.tenants.records import DEFAULT_PLAN, KeyRecord, KeyTable, Plan, Project, Settled, Share
 
 logger = logging.getLogger(__name__)
 
@@ -137,8 +137,6 @@ _CREATE_KEY = """
     RETURNING id
 """
 _REVOKE_KEY = "UPDATE keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING id"
-_CREATE_PAT = "INSERT INTO personal_access_tokens (sha256, name) VALUES ($1, $2) RETURNING id, name, created_at"
-_FIND_PAT = "SELECT id, name, created_at FROM personal_access_tokens WHERE sha256 = $1 AND revoked_at IS NULL"
 _HAS_LEDGER = "SELECT to_regclass('schema_migrations') IS NOT NULL"
 _READ_LEDGER = "SELECT name, sha256 FROM schema_migrations"
 _CREATE_LEDGER = """
@@ -237,7 +235,7 @@ class ControlStore:
         """A new project. AlreadyThere when the slug is taken."""
         if not _SLUG.fullmatch(slug):
             raise NotAcceptable("a project's slug is 1 to 63 of a-z, 0-9 and -, not beginning with -")
-        _check_name(name)
+        check_name(name)
         try:
             async with self.connection() as connection:
                 await connection.execute(_CREATE_PROJECT, slug, name or slug)
@@ -331,7 +329,7 @@ class ControlStore:
     async def set_key(self, key_id: str, *, requests_per_minute: int) -> KeyRecord:
         """Changes a live key's rate; 0: the plan's or the gateway's. Missing when there is no such live key."""
         _check_number("requests a minute", requests_per_minute, RATE_MAX)
-        identity = _uuid(key_id)
+        identity = uuid_of(key_id)
         async with self.connection() as connection:
             done = identity and await connection.execute(_SET_KEY, identity, requests_per_minute)
             if done != "UPDATE 1":
@@ -349,29 +347,15 @@ class ControlStore:
 
     async def revoke_key(self, key_id: str) -> bool:
         """Revokes for ever; every gateway that reaches Postgres obeys within a second. False: no such live key."""
-        identity = _uuid(key_id)
+        identity = uuid_of(key_id)
         if identity is None:
             return False
         async with self.connection() as connection:
             return await connection.fetchval(_REVOKE_KEY, identity) is not None
 
-    async def create_pat(self, name: str) -> tuple[PatRecord, str]:
-        """A new personal access token and its secret, which is given out here and never again."""
-        _check_name(name)
-        secret = mint(PAT_PREFIX)
-        async with self.connection() as connection:
-            row = await connection.fetchrow(_CREATE_PAT, digest_of(secret), name)
-        return PatRecord(str(row["id"]), row["name"], row["created_at"]), secret
-
-    async def find_pat(self, sha256: bytes) -> PatRecord | None:
-        """The token with this digest; None when there is none or it is revoked."""
-        async with self.connection() as connection:
-            row = await connection.fetchrow(_FIND_PAT, sha256)
-        return PatRecord(str(row["id"]), row["name"], row["created_at"]) if row else None
-
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
-        """A connection of the pool, for the statements of datasets.py."""
+        """A connection of the pool, for the statements of datasets.py and pat_store.py."""
         with _translated():
             async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 yield connection
@@ -527,7 +511,8 @@ def _check_project(slug: str) -> None:
         raise Missing(f"there is no project {slug!r}")
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raises NotAcceptable when it is no name for people."""
     if len(name) > NAME_CHARS_MAX or not name.isprintable():
         raise NotAcceptable(f"a name is at most {NAME_CHARS_MAX} printable characters")
 
@@ -538,7 +523,7 @@ def _check_key(kind: str, dialect: str, name: str, origins: Sequence[str]) -> li
         raise NotAcceptable(f"a key's kind is one of {', '.join(KINDS)}")
     if not _DIALECT.fullmatch(dialect):
         raise NotAcceptable("a key's dialect is the name of a dialect, such as loguro or otlp")
-    _check_name(name)
+    check_name(name)
     if kind == "server" and origins:
         raise NotAcceptable("origins belong to browser keys: leave them out, or make the key's kind browser")
     if kind == "browser" and not origins:
@@ -558,7 +543,8 @@ def _check_number(what: str, number: int | None, most: int) -> None:
         raise NotAcceptable(f"{what} are a number from 1 to {most}, or 0 for what holds without it")
 
 
-def _uuid(text: str) -> uuid.UUID | None:
+def uuid_of(text: str) -> uuid.UUID | None:
+    """The id it spells, None when it is none."""
     try:
         return uuid.UUID(text)
     except ValueError:

@@ -67,6 +67,7 @@ class PatRecord(msgspec.Struct, frozen=True):
     id: str
     name: str
     created_at: datetime
+    revoked_at: datetime | None = None
 
 
 class DatasetRecord(msgspec.Struct, frozen=True):

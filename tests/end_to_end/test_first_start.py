@@ -123,6 +123,22 @@ def test_a_created_key_works_and_a_revoked_one_stops_within_a_second(gateway: Ga
     assert (again.returncode, key["id"] in again.stderr) == (1, True)
 
 
+def test_a_revoked_token_stops_within_a_second_and_is_listed_without_its_secret(gateway: GatewayProcess) -> None:
+    pat = json.loads(gateway.command("pat", "create", "ada", "--json").stdout)
+
+    def status() -> int:
+        return gateway.request("/api/datasets/demo", None, {"Authorization": f"Bearer {pat['secret']}"})[0]
+
+    assert status() == 200
+    assert gateway.command("pat", "revoke", pat["id"]).returncode == 0
+    poll(lambda: status() == 401, within_s=1, what="the token stops working")
+    listed = gateway.command("pat", "list", "--json").stdout
+    assert {token["name"]: bool(token["revoked_at"]) for token in json.loads(listed)} == {"demo": False, "ada": True}
+    assert pat["secret"] not in listed
+    again = gateway.command("pat", "revoke", pat["id"])
+    assert (again.returncode, pat["id"] in again.stderr) == (1, True)
+
+
 def test_a_project_of_its_own_has_rows_of_its_own(gateway: GatewayProcess) -> None:
     project = json.loads(gateway.command("projects", "create", "own", "--json").stdout)
     made = gateway.command("keys", "create", "--project", "own", "--dialect", "otlp", "--json")

@@ -13,6 +13,7 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
+from gateway.tenants.pat_store import PatStore
 from gateway.tenants.postgres import ControlStore
 from tests.support.gateway import Gateway
 
@@ -76,7 +77,7 @@ class House:
     async def _make_token(self) -> str:
         store = await ControlStore.connect(self._dsn)
         try:
-            return (await store.create_pat("a test"))[1]
+            return (await PatStore(store).create("a test"))[1]
         finally:
             await store.close()
 
@@ -111,6 +112,10 @@ class Project:
             body = json.dumps({"api_key": self.key, "logs": some}).encode()
             reply = self.house.post("/api/v1/logs/batch", body, self.key)
             assert reply == {"accepted": len(some), "dropped": 0}
+
+    def enter(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Sends entries as Loguro's senders do; returns when they are stored."""
+        self.house.post("/batch", json.dumps(entries).encode(), self.key)
 
     def fail(self, **event: object) -> str:
         """Sends an error event; its id, when it is stored."""

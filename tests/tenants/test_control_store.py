@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.tenants.minting import CHECKSUM_CHARS, is_damaged, mint
+from gateway.tenants.pat_store import PatStore
 from gateway.tenants.postgres import AlreadyThere, ControlStore, KeyFeed, Missing, NotAcceptable
 from gateway.tenants.records import Plan
 
@@ -56,7 +57,7 @@ def test_every_letter_of_the_random_part_comes_from_the_given_source() -> None:
 
 async def test_only_the_digest_is_stored(store: ControlStore, sql: Any) -> None:
     record, secret = await store.create_key("demo", kind="server", dialect="otlp", name="n")
-    token, token_secret = await store.create_pat("laptop")
+    token, token_secret = await PatStore(store).create("laptop")
     rows = await sql("SELECT id, sha256, keys::text AS everything FROM keys")
     assert [(str(row["id"]), row["sha256"]) for row in rows] == [(record.id, hashlib.sha256(secret.encode()).digest())]
     assert secret not in rows[0]["everything"]
@@ -70,7 +71,7 @@ async def test_only_the_digest_is_stored(store: ControlStore, sql: Any) -> None:
 
 async def test_records_do_not_show_secrets(store: ControlStore, dsn: str) -> None:
     record, secret = await store.create_key("demo", kind="server", dialect="otlp", name="n")
-    token, token_secret = await store.create_pat("laptop")
+    token, token_secret = await PatStore(store).create("laptop")
     feed = await KeyFeed.connect(dsn, lambda: None, listen=False, connect_timeout_s=5, command_timeout_s=5)
     table = await feed.load()
     feed.close()
