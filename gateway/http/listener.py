@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.dialects.dialect import Reply
 from gateway.errors import Disconnected, Malformed, SenderError
+from gateway.http.binding import bind
 from gateway.http.body import Incoming
 from gateway.http.surprise import without_its_text
 
@@ -32,6 +34,9 @@ _SWEEP_S = 0.5
 # A sender that is still writing sees our refusal only if we read on until it is done; for this long.
 _DRAIN_BYTES_MAX = 64 << 20
 _DRAIN_S = 2.0
+
+LINGER_S = 0.5
+"""How long a stop leaves idle connections open: a request on its way to a closed one ends in a reset."""
 
 Handler = Callable[[web.BaseRequest, Incoming], Awaitable[Reply]]
 
@@ -46,57 +51,74 @@ class Patience:
 
 
 class Listener:
-    """Serves HTTP on some addresses until stopped. ``handle`` turns each request into a reply."""
+    """Serves HTTP until stopped. ``handle`` turns each request into a reply.
 
-    def __init__(self, addresses: Sequence[str], handle: Handler, patience: Patience) -> None:
+    ``addresses``: ``host:port``, or a socket that somebody has bound already.
+    """
+
+    def __init__(self, addresses: Sequence[str | socket.socket], handle: Handler, patience: Patience) -> None:
         if getattr(http_parser, "HttpRequestParserC", None) is not http_parser.HttpRequestParser:
             raise ImportError("aiohttp was installed without its C parser: install it from a wheel")
         self._wanted = tuple(addresses)
         self._handle = handle
         self.patience = patience
-        self._sockets: list[asyncio.Server] = []
+        self._sockets: list[socket.socket] = []
+        self._servers: list[asyncio.Server] = []
         self._http: web.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._stopping = False
         self._requests: set[asyncio.Task[object]] = set()
+        self._quiet = asyncio.Event()
         self.connections: set[Connection] = set()
         self.per_address: Counter[str] = Counter()
 
     async def start(self) -> list[str]:
         """The addresses it listens on, ``host:port``, in the order asked for. Raises OSError when one is taken."""
         loop = asyncio.get_running_loop()
-        http = self._http = web.Server(self._answer)
+        self._http = web.Server(self._answer)
         actual: list[str] = []
-        for address in self._wanted:
-            host, _, port = address.rpartition(":")
-            try:
-                server = await loop.create_server(
-                    lambda: Connection(self, http, loop, self.patience),
-                    host.strip("[]"),
-                    int(port),
-                    backlog=_BACKLOG,
-                    start_serving=False,
+        try:
+            for address in self._wanted:
+                if isinstance(address, socket.socket):
+                    host, port = address.getsockname()[:2]
+                    actual.append(f"{host}:{port}")
+                    self._sockets.append(address)
+                else:
+                    bound = bind(address)
+                    actual.append(bound.text)
+                    self._sockets += bound.shares[0]
+            for one in self._sockets:
+                self._servers.append(
+                    await loop.create_server(self._connection, sock=one, backlog=_BACKLOG, start_serving=False)
                 )
-            except OSError as error:
-                await self.stop(0)
-                raise OSError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from None
-            self._sockets.append(server)
-            actual.append(f"{host}:{server.sockets[0].getsockname()[1]}")
-        for server in self._sockets:
-            await server.start_serving()
+            for server in self._servers:
+                await server.start_serving()
+        except OSError:
+            await self.stop(0)
+            raise
         self._sweeper = loop.create_task(self._sweep())
         return actual
 
-    async def stop(self, deadline_s: float) -> None:
-        """No new connections; requests in flight are answered, for at most ``deadline_s``; then all is closed."""
+    async def stop(self, deadline_s: float, linger_s: float = LINGER_S) -> None:
+        """No new connections; requests are answered for at most ``deadline_s``; then all is closed.
+
+        An idle connection has ``linger_s`` of it for a last request, whose answer says that it was the last.
+        """
+        ends_s = asyncio.get_running_loop().time() + deadline_s
         self._stopping = True
-        for server in self._sockets:
+        if deadline_s > 0:
+            await self._accept_those_waiting()
+        for server in self._servers:
             server.close()
+        for one in self._sockets:  # which a start that failed gave to no server
+            one.close()
+        # What the kernel has given us a moment ago is a connection only with the loop's next turn.
+        await asyncio.sleep(0)
+        await self._until_quiet(min(linger_s, deadline_s))
         for connection in list(self.connections):
-            if not connection.busy:
+            if connection.idle:
                 connection.force_close()
-        if self._requests:
-            await asyncio.wait(self._requests, timeout=deadline_s)
+        await self._until_quiet(ends_s - asyncio.get_running_loop().time())
         for request in self._requests:
             request.cancel()
         await asyncio.gather(*self._requests, return_exceptions=True)
@@ -106,6 +128,38 @@ class Listener:
                 await self._sweeper
         if self._http is not None:
             await self._http.shutdown(0.1)
+
+    async def _accept_those_waiting(self) -> None:
+        """Takes connections the kernel has made for us and we have not seen: a close would reset them."""
+        loop = asyncio.get_running_loop()
+        for one in self._sockets:
+            for _ in range(_BACKLOG):
+                try:
+                    accepted, _ = one.accept()
+                except OSError:  # none is left
+                    break
+                with suppress(OSError):
+                    await loop.connect_accepted_socket(self._connection, accepted)
+
+    async def _until_quiet(self, seconds: float) -> None:
+        """Returns when there are no connections and no requests any more, or after so long."""
+        self._note_quiet()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0)):
+                await self._quiet.wait()
+
+    def _note_quiet(self) -> None:
+        if self._stopping and not self.connections and not self._requests:
+            self._quiet.set()
+
+    def _connection(self) -> Connection:
+        assert self._http is not None  # noqa: S101 - made before anybody can connect
+        return Connection(self, self._http, asyncio.get_running_loop(), self.patience)
+
+    def forget(self, connection: Connection) -> None:
+        """It is closed."""
+        self.connections.discard(connection)
+        self._note_quiet()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = cast(Connection, request.protocol)
@@ -128,6 +182,7 @@ class Listener:
         finally:
             self._requests.discard(task)
             connection.end()
+            self._note_quiet()
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -173,7 +228,7 @@ class Connection(web.RequestHandler):
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._listener.connections.discard(self)
+        self._listener.forget(self)
         self._listener.per_address[self._address] -= 1
         if not self._listener.per_address[self._address]:
             del self._listener.per_address[self._address]
@@ -200,6 +255,11 @@ class Connection(web.RequestHandler):
             return False
         self.close()
         return True
+
+    @property
+    def idle(self) -> bool:
+        """Nothing of a request is here that is not answered."""
+        return not self.busy and self.header_began_s is None and self._request_count == self._answered
 
     def begin(self) -> None:
         """A request's headers are here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,16 +15,19 @@ from gateway.http import cors, probes
 from gateway.http.api import Api
 from gateway.http.body import Incoming
 from gateway.http.ingest import Ingest, ingest, sent_request_id
-from gateway.http.listener import Listener, Patience
+from gateway.http.listener import LINGER_S, Listener, Patience
 from gateway.http.probes import Probes
 from gateway.http.routes import Routes
 
 
 class IngestServer:
-    """Every dialect's paths, ``/healthz`` and the API, on each of the addresses (``host:port``, port 0: a free one)."""
+    """Every dialect's paths, ``/healthz`` and the API.
+
+    ``listen``: ``host:port`` (port 0: a free one), or sockets that are bound already.
+    """
 
     def __init__(
-        self, listen: Sequence[str], house: Ingest, dialects: Sequence[Dialect], api: Api | None = None
+        self, listen: Sequence[str | socket.socket], house: Ingest, dialects: Sequence[Dialect], api: Api | None = None
     ) -> None:
         self._house = house
         self._api = api
@@ -35,9 +39,9 @@ class IngestServer:
         """The addresses it listens on, in the order asked for. Raises OSError when one is taken."""
         return await self._listener.start()
 
-    async def stop(self, deadline_s: float) -> None:
-        """No new requests; those in flight are answered, for at most ``deadline_s``."""
-        await self._listener.stop(deadline_s)
+    async def stop(self, deadline_s: float, linger_s: float = LINGER_S) -> None:
+        """No new connections; requests are answered, for at most ``deadline_s``; idle connections have ``linger_s``."""
+        await self._listener.stop(deadline_s, linger_s)
 
     async def _answer(self, request: web.BaseRequest, incoming: Incoming) -> Reply:
         reply = await self._reply(request, incoming)
