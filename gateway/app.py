@@ -238,7 +238,11 @@ class App:
         return Ingest(
             gate=gate,
             delivery=delivery,
-            admission=Admission(requests_max=limits.requests_in_flight_max, bytes_max=limits.bytes_in_flight_max),
+            admission=Admission(
+                requests_max=limits.requests_in_flight_max,
+                bytes_max=limits.bytes_in_flight_max,
+                project_requests_max=limits.project_requests_in_flight_max,
+            ),
             limits=limits,
             metrics=self.metrics,
             retention_s=self.config.clickhouse.retention_days * 86_400,

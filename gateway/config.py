@@ -165,6 +165,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What keeps one sender from taking everything."""
 
     requests_in_flight_max: Annotated[int, Meta(ge=1, description="Requests being answered at once; then 503.")] = 1024
+    project_requests_in_flight_max: Annotated[
+        int, Meta(ge=0, description="The same of one project; 0: half of limits.requests_in_flight_max.")
+    ] = 0
     api_requests_in_flight_max: Annotated[
         int, Meta(ge=1, description="Requests of the query and control API answered at once; more get 503.")
     ] = 64
@@ -206,6 +209,16 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     brokle: DialectLimits = msgspec.field(default_factory=DialectLimits)
 
 
+class Alerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Looking at what arrived for what projects want to be told of."""
+
+    interval_ms: Annotated[int, Meta(ge=100, le=60_000, description="How often alerts are looked at.")] = 5_000
+    webhook_hosts: Annotated[
+        list[str],
+        Meta(description="Host names that may be called, wherever they are; *: any on the public internet."),
+    ] = msgspec.field(default_factory=lambda: ["*"])
+
+
 class Shutdown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a stop goes: not ready, wait, stop accepting, finish requests, store what is left, stop the engines."""
 
@@ -238,6 +251,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     delivery: Delivery = msgspec.field(default_factory=Delivery)
     limits: Limits = msgspec.field(default_factory=Limits)
     ndjson: Ndjson = msgspec.field(default_factory=Ndjson)
+    alerts: Alerts = msgspec.field(default_factory=Alerts)
     shutdown: Shutdown = msgspec.field(default_factory=Shutdown)
     log: Log = msgspec.field(default_factory=Log)
 
@@ -310,6 +324,12 @@ def contradictions(config: Config) -> Iterator[str]:
                 f"({shard_bytes} = delivery.ring_bytes_max / delivery.shards): the largest request would be refused "
                 "for ever. Lower it, raise delivery.ring_bytes_max, or use fewer shards."
             )
+    if limits.project_requests_in_flight_max > limits.requests_in_flight_max:
+        yield (
+            f"limits.project_requests_in_flight_max ({limits.project_requests_in_flight_max}) is more than "
+            f"limits.requests_in_flight_max ({limits.requests_in_flight_max}): it would never count. "
+            "Lower the first or raise the second."
+        )
     if limits.column_bytes_max > shard_bytes:
         yield (
             f"limits.column_bytes_max ({limits.column_bytes_max}) is more than one shard holds ({shard_bytes} = "

@@ -17,6 +17,7 @@
     |   +-- Disconnected               the sender went away; nobody is left to read a reply
     +-- GatewayError            our side; the sender should send the same again later
         +-- Overloaded            503  buffers are full
+        +-- ProjectBusy           503  the project has its share of requests in flight
         +-- Draining              503  this process is shutting down
         +-- KeysUnavailable       503  the key is not known and the key store is away: never a 401
         +-- Failed                503  what nobody foresaw; not 500, because senders drop on 500
@@ -195,6 +196,12 @@ class Overloaded(GatewayError):
     """Buffers are full: nothing more can be accepted without risking what was accepted."""
 
     reason = "overloaded"
+
+
+class ProjectBusy(GatewayError):
+    """The project has as many requests in flight as one may: the other places are for others."""
+
+    reason = "project_busy"
 
 
 class Draining(GatewayError):

@@ -7,22 +7,28 @@ A request holds the bytes that are here, not those it has declared: whoever decl
 little takes nothing from the others. And where the key is in the body, nobody knows who is sending
 before it is read: these strangers together hold half of either limit at most, so that however many
 come, there is room for those whose key is known.
+
+No project takes all places either: past ``project_requests_max`` the next request of the same project
+is refused, however many places are free, since those who hold them may hold them long.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gateway.errors import Overloaded
+from gateway.errors import Overloaded, ProjectBusy
 
 
 class Admission:
-    """The budget of one process. Belongs to one event loop."""
+    """The budget of one process. Belongs to one event loop. ``project_requests_max`` 0: half of ``requests_max``."""
 
-    def __init__(self, *, requests_max: int, bytes_max: int) -> None:
+    def __init__(self, *, requests_max: int, bytes_max: int, project_requests_max: int = 0) -> None:
         self.requests_max = requests_max
         self.bytes_max = bytes_max
+        self.project_requests_max = project_requests_max or max(1, requests_max // 2)
+        self.by_project: Counter[str] = Counter()
         self.requests = self.strangers = 0
         self.bytes = self.stranger_bytes = 0
 
@@ -40,18 +46,20 @@ class Admission:
         finally:
             ticket.release()
             ticket.is_known()
+            ticket.leave()
             self.requests -= 1
 
 
 class Ticket:
-    """The bytes one request holds."""
+    """The place and the bytes one request holds."""
 
-    __slots__ = ("_admission", "_held_bytes", "_stranger")
+    __slots__ = ("_admission", "_held_bytes", "_project_id", "_stranger")
 
     def __init__(self, admission: Admission, stranger: bool) -> None:
         self._admission = admission
         self._held_bytes = 0
         self._stranger = stranger
+        self._project_id = ""
 
     def check(self, needed_bytes: int) -> None:
         """Raises Overloaded when it cannot hold ``needed_bytes`` in all now."""
@@ -74,6 +82,25 @@ class Ticket:
             self._admission.strangers -= 1
             self._admission.stranger_bytes -= self._held_bytes
             self._stranger = False
+
+    def belongs_to(self, project_id: str) -> None:
+        """Its key was good, and is this project's. Raises ProjectBusy when that has too many requests in flight."""
+        self.is_known()
+        admission = self._admission
+        if admission.by_project[project_id] >= admission.project_requests_max:
+            raise ProjectBusy(
+                "too many requests of this project are being answered: send this one again", retry_after_s=1
+            )
+        admission.by_project[project_id] += 1
+        self._project_id = project_id
+
+    def leave(self) -> None:
+        """Takes no place of its project any more."""
+        by_project = self._admission.by_project
+        if self._project_id:
+            by_project[self._project_id] -= 1
+            if not by_project[self._project_id]:
+                del by_project[self._project_id]
 
     def release(self) -> None:
         """Holds nothing any more."""

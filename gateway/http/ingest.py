@@ -13,15 +13,15 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.config import Limits
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows
 from gateway.dialects.ulid import ulid
 from gateway.errors import Draining, Failed, WeirError
-from gateway.http import body
-from gateway.http.admission import Admission
+from gateway.http import body, request_log
+from gateway.http.admission import Admission, Ticket
 from gateway.http.body import Deadlines, Incoming
 from gateway.http.routes import Route
 from gateway.http.surprise import without_its_text
@@ -110,6 +110,18 @@ class Ingest:
     mint_request_id: Callable[[], str] = lambda: ulid(time.time_ns())
 
 
+@dataclass(slots=True)
+class _Learnt:
+    """What comes out while a request is told, however it ends. ``notices`` are headers of any reply to it.
+
+    ``refused``: the reason and the log's text. Not the error: its traceback would keep the body alive.
+    """
+
+    tenant: Tenant | None = None
+    notices: list[tuple[str, str]] = field(default_factory=list)
+    refused: tuple[str, str] | None = None
+
+
 async def ingest(
     house: Ingest, route: Route, method: str, path: str, headers: Mapping[str, str], incoming: Incoming
 ) -> Reply:
@@ -121,21 +133,22 @@ async def ingest(
     dialect = route.dialect_for(method, headers)
     request = _request(house, route, method, path, headers)
     house.metrics.requests_received.add(1, dialect.name)
-    notices: list[tuple[str, str]] = []
+    learnt = _Learnt()
     try:
-        reply = await _story(house, route, dialect, request, incoming, notices)
+        reply = await _story(house, route, dialect, request, incoming, learnt)
         house.metrics.requests_accepted.add(1, dialect.name)
     except asyncio.CancelledError:
         # Only a stop that has run out of time does this. Nobody gets the reply, but the sums must hold.
         house.metrics.requests_refused.add(1, dialect.name, Draining.reason)
         raise
     except WeirError as error:
-        notices += error.notices
-        reply = _refusal(house, dialect, request, error)
+        reply = _refusal(house, dialect, request, error, learnt)
     except Exception as surprise:
-        reply = _refusal(house, dialect, request, _failed(surprise, dialect, request))
-    house.metrics.request_seconds.observe(house.monotonic_s() - began_s, dialect.name)
-    own = (*notices, ("X-Request-Id", request.request_id))
+        reply = _refusal(house, dialect, request, _failed(surprise, dialect, request), learnt)
+    duration_s = house.monotonic_s() - began_s
+    house.metrics.request_seconds.observe(duration_s, dialect.name)
+    request_log.tell(request, dialect, learnt.tenant, reply.status, duration_s, learnt.refused)
+    own = (*learnt.notices, ("X-Request-Id", request.request_id))
     return Reply(reply.status, reply.body, reply.media_type, reply.headers + own)
 
 
@@ -145,9 +158,9 @@ async def _story(
     dialect: Dialect,
     request: Request,
     incoming: Incoming,
-    notices: list[tuple[str, str]],
+    learnt: _Learnt,
 ) -> Reply:
-    """The reply to a request that is accepted. ``notices`` collects what any reply to it says, also a refusal."""
+    """The reply to a request that is accepted."""
     route.check_method(request.method)
     limits, origin = dialect.limits, request.headers.get("origin")
 
@@ -159,8 +172,7 @@ async def _story(
         # Authorize, unless the key may be in the body.
         key = dialect.header_key(request.headers)
         if dialect.body_key is None:
-            tenant = house.gate.authorize(key, origin)
-            notices += tenant.notices
+            tenant = _authorize(house.gate, key, origin, ticket, learnt)
 
         # Read.
         deadlines = Deadlines(house.limits.body_timeout_ms / 1e3, house.limits.body_bytes_per_s_min)
@@ -168,9 +180,7 @@ async def _story(
         house.metrics.body_bytes.add(len(sent), dialect.name)
         content = await body.inflate(sent, encoding, bytes_max=limits.inflated_bytes_max, hold=ticket.hold)
         if dialect.body_key is not None:
-            tenant = house.gate.authorize(dialect.body_key(content) or key, origin)
-            ticket.is_known()
-            notices += tenant.notices
+            tenant = _authorize(house.gate, dialect.body_key(content) or key, origin, ticket, learnt)
 
         # Decode and append, or leave nothing behind.
         with house.delivery.rows(tenant.project_id, len(content)) as rows:
@@ -184,8 +194,16 @@ async def _story(
 
         # Acknowledge.
         await receipt.wait()
-        notices += house.gate.count(tenant.project_id, outcome.rows)
+        learnt.notices += house.gate.count(tenant.project_id, outcome.rows)
     return dialect.accepted(request, outcome)
+
+
+def _authorize(gate: Gate, key: str | None, origin: str | None, ticket: Ticket, learnt: _Learnt) -> Tenant:
+    """Whose request it is, if there is a place for one more of theirs."""
+    tenant = learnt.tenant = gate.authorize(key, origin)
+    learnt.notices += tenant.notices
+    ticket.belongs_to(tenant.project_id)
+    return tenant
 
 
 def _request(house: Ingest, route: Route, method: str, path: str, headers: Mapping[str, str]) -> Request:
@@ -228,11 +246,10 @@ def _count(metrics: Metrics, dialect: str, outcome: Outcome) -> None:
     metrics.timestamps_clamped.add(outcome.timestamps_clamped, dialect)
 
 
-def _refusal(house: Ingest, dialect: Dialect, request: Request, error: WeirError) -> Reply:
+def _refusal(house: Ingest, dialect: Dialect, request: Request, error: WeirError, learnt: _Learnt) -> Reply:
     house.metrics.requests_refused.add(1, dialect.name, error.reason)
-    log.debug(
-        "refused: %s", error.log, extra={"request_id": request.request_id, "dialect": dialect.name, "why": error.reason}
-    )
+    learnt.refused = error.reason, error.log
+    learnt.notices += error.notices
     return dialect.refused(request, error)
 
 

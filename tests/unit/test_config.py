@@ -124,6 +124,10 @@ def test_a_wrong_variable_is_refused_by_its_name(name: str, value: str, said: st
         ({"WEIR__DELIVERY__RETRY_FIRST_MS": "9000"}, "delivery.retry_first_ms (9000) is more than"),
         ({"WEIR__DELIVERY__INSERTS_IN_FLIGHT": "64"}, "delivery.batch_bytes x delivery.inserts_in_flight"),
         ({"WEIR__DELIVERY__SHARDS": "3"}, "limits.column_bytes_max (100663296) is more than one shard holds"),
+        (
+            {"WEIR__LIMITS__PROJECT_REQUESTS_IN_FLIGHT_MAX": "2000"},
+            "limits.project_requests_in_flight_max (2000) is more than limits.requests_in_flight_max (1024)",
+        ),
         ({"WEIR__LIMITS__BYTES_IN_FLIGHT_MAX": "2000000"}, "less than the largest otlp request takes"),
         ({"WEIR__LIMITS__LOGURO__BODY_BYTES_MAX": "2000000"}, "limits.loguro.body_bytes_max (2000000) is more than"),
         (

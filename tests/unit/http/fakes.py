@@ -140,7 +140,9 @@ class House:
 
     def __post_init__(self) -> None:
         self.admission = Admission(
-            requests_max=self.limits.requests_in_flight_max, bytes_max=self.limits.bytes_in_flight_max
+            requests_max=self.limits.requests_in_flight_max,
+            bytes_max=self.limits.bytes_in_flight_max,
+            project_requests_max=self.limits.project_requests_in_flight_max,
         )
         self.ingest = Ingest(
             gate=self.gate,
@@ -163,6 +165,7 @@ class House:
         assert metrics.records_received.total() == metrics.records_accepted.total() + rejected
         assert (self.admission.requests, self.admission.bytes) == (0, 0)
         assert (self.admission.strangers, self.admission.stranger_bytes) == (0, 0)
+        assert not self.admission.by_project
 
 
 def incoming(chunks: Sequence[bytes], *, declared: bool = True, then: Callable[[], None] | None = None) -> Incoming:

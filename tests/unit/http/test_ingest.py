@@ -15,7 +15,7 @@ from gateway.errors import Disconnected, Draining, GatewayError, Malformed, Over
 from gateway.http.body import Incoming
 from gateway.http.ingest import ingest
 from gateway.http.routes import Routes
-from tests.unit.http.fakes import KEY, House, incoming, lines
+from tests.unit.http.fakes import KEY, House, OneTenant, incoming, lines
 
 GOOD = {"authorization": f"Bearer {KEY}"}
 
@@ -261,3 +261,45 @@ async def test_path_segments_in_braces_reach_the_dialect() -> None:
     routes = Routes([dialect])
     for path in ("/sets//batch", "/sets/1/2/batch", "/sets/1", "/sets/1/batch/", "sets/1/batch"):
         assert routes.find(path) is None
+
+
+async def test_one_project_cannot_take_every_place_and_gives_its_own_back() -> None:
+    house = House(limits=Limits(requests_in_flight_max=4))
+    house.shelf.promise.kept.clear()
+    busy = [asyncio.create_task(tell(house, b"one")) for _ in range(2)]
+    await asyncio.wait_for(house.shelf.promise.waited_for.wait(), 5)
+    refused = await tell(house, b"two")
+    assert (refused.status, header(refused, "Retry-After")) == (503, "1")
+    assert house.metrics.requests_refused.values == {("lines", "project_busy"): 1}
+    # The control: it is this project that is refused, and the gateway has places.
+    house.gate.tenant = OneTenant("other")
+    others = asyncio.create_task(tell(house, b"three"))
+    house.shelf.promise.kept.set()
+    assert {reply.status for reply in await asyncio.gather(*busy, others)} == {200}
+    house.gate.tenant = OneTenant()
+    assert (await tell(house, b"four")).status == 200
+    house.check_sums()
+
+
+async def test_a_project_may_be_given_every_place() -> None:
+    house = House(limits=Limits(requests_in_flight_max=4, project_requests_in_flight_max=4))
+    house.shelf.promise.kept.clear()
+    busy = [asyncio.create_task(tell(house, b"one")) for _ in range(4)]
+    await asyncio.wait_for(house.shelf.promise.waited_for.wait(), 5)
+    assert house.admission.requests == 4
+    house.shelf.promise.kept.set()
+    assert {reply.status for reply in await asyncio.gather(*busy)} == {200}
+    house.check_sums()
+
+
+async def test_a_project_is_counted_too_where_its_key_is_in_the_body() -> None:
+    house = House(limits=Limits(requests_in_flight_max=4, project_requests_in_flight_max=1))
+    house.shelf.promise.kept.clear()
+    keyed_within = [lines(body_key=key_of_first_line)]
+    body = f"key {KEY}\none".encode()
+    first = asyncio.create_task(tell(house, body, {}, dialects=keyed_within))
+    await asyncio.wait_for(house.shelf.promise.waited_for.wait(), 5)
+    assert (await tell(house, body, {}, dialects=keyed_within)).status == 503
+    house.shelf.promise.kept.set()
+    assert (await first).status == 200
+    house.check_sums()
