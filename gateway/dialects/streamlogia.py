@@ -96,7 +96,7 @@ _FEEDS = {column: source for column, source in _LOGS.feeds.items() if source in 
 PLAN = EntryPlan([(_LOGS.layout, _RULES, _FEEDS)], unknown="LogAttributes")
 BULK_PLAN = EntryPlan([(_LOGS.layout, _BULK_RULES, _FEEDS)], unknown="LogAttributes")
 
-_CODES = {
+CODES = {
     400: "invalid_argument",
     401: "unauthenticated",
     403: "permission_denied",
@@ -108,6 +108,7 @@ _CODES = {
     429: "too_many_requests",
     503: "unavailable",
 }
+"""The vendor's word for each status."""
 
 
 def dialects(limits: DialectLimits, bulk_limits: CountedLimits) -> tuple[Dialect, Dialect, Dialect]:
@@ -173,7 +174,7 @@ def accepted(request: Request, outcome: Outcome) -> Reply:
 def refused(request: Request, error: WeirError) -> Reply:
     """``{"error","code","message"}``, and ``details`` by entry and member."""
     status = 429 if isinstance(error, SubscriptionRequired) else error.status
-    return _error(status, _CODES.get(status, "internal"), error)
+    return _error(status, CODES.get(status, "internal"), error)
 
 
 def decode_bulk(request: Request, body: bytes, context: Context, rows: Rows, entries_max: int) -> Outcome:
@@ -226,7 +227,7 @@ def bulk_accepted(request: Request, outcome: Outcome) -> Reply:
 def bulk_refused(request: Request, error: WeirError) -> Reply:
     """The same errors; but too large is 400, and 429 is ``resource_exhausted``."""
     if isinstance(error, TooLarge):
-        return _error(400, _CODES[400], error)
+        return _error(400, CODES[400], error)
     if isinstance(error, SubscriptionRequired) or error.status == 429:
         return _error(429, "resource_exhausted", error)
     return refused(request, error)

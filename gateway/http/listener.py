@@ -22,8 +22,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.dialects.dialect import Reply
 from gateway.errors import Disconnected, Malformed, SenderError
+from gateway.http import parts
 from gateway.http.binding import bind
 from gateway.http.body import Incoming
+from gateway.http.parts import PartsReply
 from gateway.http.surprise import without_its_text
 
 log = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ class Listener:
         self._servers: list[asyncio.Server] = []
         self._http: web.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._leaving = self._stopping = False
         self._requests: set[asyncio.Task[object]] = set()
         self._quiet = asyncio.Event()
         self.connections: set[Connection] = set()
@@ -99,13 +101,17 @@ class Listener:
         self._sweeper = loop.create_task(self._sweep())
         return actual
 
+    def leave(self) -> None:
+        """From now on every answer closes its connection, so that its sender goes elsewhere; new ones are taken."""
+        self._leaving = True
+
     async def stop(self, deadline_s: float, linger_s: float = LINGER_S) -> None:
         """No new connections; requests are answered for at most ``deadline_s``; then all is closed.
 
         An idle connection has ``linger_s`` of it for a last request, whose answer says that it was the last.
         """
         ends_s = asyncio.get_running_loop().time() + deadline_s
-        self._stopping = True
+        self._leaving = self._stopping = True
         if deadline_s > 0:
             await self._accept_those_waiting()
         for server in self._servers:
@@ -170,12 +176,15 @@ class Listener:
             body = _Body(request)
             reply = await self._handle(request, Incoming(request.content_length, body.chunk))
             response = _response(reply)
-            if self._stopping or body.broken:
+            if self._leaving or body.broken:
                 response.force_close()
             # A sender that has gone misses its answer, and that is all.
             with suppress(ConnectionError):
-                await response.prepare(request)
-                await response.write_eof()
+                if isinstance(reply, PartsReply):
+                    await parts.send(request, response, reply)
+                else:
+                    await response.prepare(request)
+                    await response.write_eof()
             if reply.status != HTTPStatus.REQUEST_TIMEOUT:
                 await body.drain()
             return response
@@ -285,11 +294,16 @@ class Connection(web.RequestHandler):
         if status < HTTPStatus.INTERNAL_SERVER_ERROR or exc is None:
             reply = _error(400, "this is not a valid HTTP/1.1 request: the connection is closed")
         else:
-            log.error("a request could not be answered", extra=without_its_text(exc))
-            reply = _error(503, "the gateway could not take this request: send it again later", ("Retry-After", "1"))
+            reply = unforeseen(exc)
         response = _response(reply)
         response.force_close()
         return response
+
+
+def unforeseen(surprise: BaseException) -> Reply:
+    """What is answered, and logged, when nothing more fitting can be."""
+    log.error("a request could not be answered", extra=without_its_text(surprise))
+    return _error(503, "the gateway could not take this request: send it again later", ("Retry-After", "1"))
 
 
 def _error(status: int, text: str, *headers: tuple[str, str]) -> Reply:
@@ -332,9 +346,11 @@ class _Body:
                     drained += len(chunk)
 
 
-def _response(reply: Reply) -> web.Response:
+def _response(reply: Reply) -> web.StreamResponse:
     headers = dict(reply.headers)
     headers["Server"] = "weir"
     if reply.media_type:
         headers["Content-Type"] = reply.media_type
+    if isinstance(reply, PartsReply):
+        return web.StreamResponse(status=reply.status, headers=headers)
     return web.Response(status=reply.status, body=reply.body, headers=headers)
