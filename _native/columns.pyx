@@ -11,6 +11,7 @@ cdef enum:
     KEEP_SLOTS = 1 << 16        # the same of a dictionary, whose slots are wiped at each clearing
     METHOD_LZ4 = 0x82
     METHOD_NONE = 0x02
+    RELEASE_BYTES = 1 << 16     # shorter work takes less than it may take to get the GIL back
 
 cdef dict FIXED_TYPES = {
     # type: (bytes, meaning, signed)
@@ -51,11 +52,28 @@ cdef int describe(column_t *column, str type_) except -1:
     return 0
 
 
+cdef int append_head(buffer_t *head, str text) except -1:
+    """A column's name or type as a block has it: its length, then its bytes."""
+    cdef bytes encoded = text.encode()
+    if buffer_append_varint(head, len(encoded)) < 0 or buffer_append(head, <const char *> encoded, len(encoded)) < 0:
+        raise MemoryError
+    return 0
+
+
+cdef void give_back(buffer_t *buffer) noexcept nogil:
+    """Free an empty buffer that grew large."""
+    if buffer.capacity > KEEP_BYTES:
+        buffer_free(buffer)
+
+
 cdef class Columns:
     """An open block: one growable column per (name, type) of one table."""
 
     cdef column_t *columns
-    cdef int count
+    cdef buffer_t *heads        # of each column its name and type, as a block has them
+    cdef int planned            # columns of the layout
+    cdef int count              # of them, set up
+    cdef bint lent              # to a call that has let go of the GIL: nobody else may touch the columns
     cdef readonly tuple layout
 
     def __init__(self, layout):
@@ -64,28 +82,43 @@ cdef class Columns:
         self.layout = tuple((str(name), str(type_)) for name, type_ in layout)
         if not self.layout:
             raise ValueError("a table needs at least one column")
-        self.columns = <column_t *> calloc(len(self.layout), sizeof(column_t))
-        if self.columns == NULL:
+        self.planned = len(self.layout)
+        self.columns = <column_t *> calloc(self.planned, sizeof(column_t))
+        self.heads = <buffer_t *> calloc(self.planned, sizeof(buffer_t))
+        if self.columns == NULL or self.heads == NULL:
             raise MemoryError
         for name, type_ in self.layout:
             describe(&self.columns[self.count], type_)
+            append_head(&self.heads[self.count], name)
+            append_head(&self.heads[self.count], type_)
             self.count += 1
         self.mark()
 
     def __dealloc__(self):
         cdef int i
-        if self.columns != NULL:
-            for i in range(self.count):
+        if self.columns != NULL and self.heads != NULL:
+            for i in range(self.planned):
                 column_free(&self.columns[i])
-            free(self.columns)
+                buffer_free(&self.heads[i])
+        free(self.columns)
+        free(self.heads)
+
+    cdef int check(self) except -1:
+        if self.count == 0 or self.count != self.planned:
+            raise RuntimeError("the columns were never laid out")
+        if self.lent:
+            raise RuntimeError("another thread is writing or cutting these columns")
+        return 0
 
     @property
     def rows(self):
+        self.check()
         return self.columns[0].rows
 
     @property
     def bytes(self):
         """Uncompressed bytes held."""
+        self.check()
         return self.size()
 
     cdef size_t size(self) noexcept nogil:
@@ -98,12 +131,14 @@ cdef class Columns:
     cpdef mark(self):
         """Remember the state that ``rollback`` returns to."""
         cdef int i
+        self.check()
         for i in range(self.count):
             column_save(&self.columns[i], &self.columns[i].mark)
 
     cpdef rollback(self):
         """Cut back to the last mark; what was there before is byte-equal."""
         cdef int i
+        self.check()
         for i in range(self.count):
             column_restore(&self.columns[i], &self.columns[i].mark)
 
@@ -121,13 +156,14 @@ cdef class Columns:
         """Drop all rows; keep the memory for the next ones, up to a cap."""
         cdef int i
         cdef column_t *column
+        self.check()
         for i in range(self.count):
             column = &self.columns[i]
             column_clear(column)
-            if column.data.capacity > KEEP_BYTES:
-                buffer_free(&column.data)
-            if column.indexes.capacity > KEEP_BYTES:
-                buffer_free(&column.indexes)
+            give_back(&column.data)
+            give_back(&column.nulls)
+            give_back(&column.indexes)
+            give_back(&column.offsets)
             if column.dictionary.bytes.capacity > KEEP_BYTES or column.dictionary.slot_count > KEEP_SLOTS:
                 dictionary_free(&column.dictionary)
         self.mark()
@@ -136,48 +172,60 @@ cdef class Columns:
         """The rows as an uncompressed ClickHouse Native block."""
         cdef buffer_t block
         memset(&block, 0, sizeof(block))
+        self.check_rows()
         try:
-            self.append_block(&block)
+            if self.append_block(&block) < 0:
+                raise MemoryError
             return PyBytes_FromStringAndSize(<const char *> block.data, block.size)
         finally:
             buffer_free(&block)
 
-    cdef int append_block(self, buffer_t *block) except -1:
-        cdef int i, status
-        cdef bytes name, type_
-        status = buffer_append_varint(block, self.count)
-        status |= buffer_append_varint(block, self.columns[0].rows)
+    cdef int check_rows(self) except -1:
+        """That each column has as many rows as the first."""
+        cdef int i
+        self.check()
         for i in range(self.count):
             if self.columns[i].rows != self.columns[0].rows:
                 raise RuntimeError(f"column {self.layout[i][0]} has {self.columns[i].rows} rows, "
                                    f"{self.layout[0][0]} has {self.columns[0].rows}")
-            name = self.layout[i][0].encode()
-            type_ = self.layout[i][1].encode()
-            status |= buffer_append_varint(block, len(name))
-            status |= buffer_append(block, <const char *> name, len(name))
-            status |= buffer_append_varint(block, len(type_))
-            status |= buffer_append(block, <const char *> type_, len(type_))
-            status |= append_column(block, &self.columns[i])
-        if status != 0:
-            raise MemoryError
         return 0
+
+    cdef int append_block(self, buffer_t *block) noexcept nogil:
+        cdef int i, status
+        status = buffer_append_varint(block, self.count)
+        status |= buffer_append_varint(block, self.columns[0].rows)
+        for i in range(self.count):
+            status |= buffer_append(block, self.heads[i].data, self.heads[i].size)
+            status |= append_column(block, &self.columns[i])
+        return NO_MEMORY if status != 0 else OK
 
     def cut(self, *, frame, int frame_column=-1, int row_column=-1, compression="lz4"):
         """The rows as a compressed Native block, identified by ``frame``; the columns are empty again."""
         cdef buffer_t block, out
+        cdef int status
         memset(&block, 0, sizeof(block))
         memset(&out, 0, sizeof(out))
         if compression not in ("lz4", "none"):
             raise ValueError(f"compression is lz4 or none, not {compression!r}")
+        self.check_rows()
+        self.identify(frame, frame_column, row_column)
+        self.lent = True
         try:
-            self.identify(frame, frame_column, row_column)
-            self.append_block(&block)
+            if self.size() > RELEASE_BYTES:
+                with nogil:
+                    status = self.append_block(&block)
+            else:
+                status = self.append_block(&block)
+            if status < 0:
+                raise MemoryError
             append_frames(&out, block.data, block.size, compression == "lz4")
-            self.clear()
-            return PyBytes_FromStringAndSize(<const char *> out.data, out.size)
+            whole = PyBytes_FromStringAndSize(<const char *> out.data, out.size)
         finally:
+            self.lent = False
             buffer_free(&block)
             buffer_free(&out)
+        self.clear()
+        return whole
 
     cdef int identify(self, uint64_t frame, int frame_column, int row_column) except -1:
         """Write the rows' identity: the frame's number, and the row's number within it."""
@@ -213,26 +261,40 @@ def block_checksum(data):
 
 cdef int append_frames(buffer_t *out, const uint8_t *data, size_t size, bint lz4) except -1:
     """Bytes in ClickHouse's compressed framing; a frame that does not shrink is stored as it is."""
-    cdef size_t start, length
+    cdef size_t start, length, body_size
+    cdef const uint8_t *body
+    cdef uint8_t method
+    cdef int status
     cdef bytes packed
     for start in range(0, size, FRAME_BYTES):
         length = min(<size_t> FRAME_BYTES, size - start)
+        body = data + start
+        body_size = length
         if lz4:
-            packed = lz4_block.compress(<const uint8_t[:length]> (data + start), store_size=False)
+            # It lets go of the GIL by itself.
+            packed = lz4_block.compress(<const uint8_t[:length]> body, store_size=False)
             if <size_t> len(packed) < length:
-                append_frame(out, METHOD_LZ4, <const uint8_t *> <const char *> packed, len(packed), length)
-                continue
-        append_frame(out, METHOD_NONE, data + start, length, length)
+                body = <const uint8_t *> <const char *> packed
+                body_size = len(packed)
+        method = METHOD_NONE if body == data + start else METHOD_LZ4
+        if size > RELEASE_BYTES:
+            with nogil:
+                status = append_frame(out, method, body, body_size, length)
+        else:
+            status = append_frame(out, method, body, body_size, length)
+        if status < 0:
+            raise MemoryError
     return 0
 
 
-cdef int append_frame(buffer_t *out, uint8_t method, const uint8_t *data, size_t size, size_t uncompressed) except -1:
+cdef int append_frame(buffer_t *out, uint8_t method, const uint8_t *data, size_t size,
+                      size_t uncompressed) noexcept nogil:
     cdef uint32_t packed_size = <uint32_t> (size + 9)
     cdef uint32_t uncompressed_size = <uint32_t> uncompressed
     cdef uint64_t[2] checksum
     cdef uint8_t *header
     if buffer_reserve(out, size + 25) < 0:
-        raise MemoryError
+        return NO_MEMORY
     header = out.data + out.size
     header[16] = method
     memcpy(header + 17, &packed_size, 4)
@@ -241,4 +303,4 @@ cdef int append_frame(buffer_t *out, uint8_t method, const uint8_t *data, size_t
     cityhash128(header + 16, size + 9, checksum)
     memcpy(header, checksum, 16)
     out.size += size + 25
-    return 0
+    return OK

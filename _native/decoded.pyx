@@ -136,7 +136,7 @@ cdef Decoded counts_of(decoder_t *d):
     return decoded
 
 
-cdef int bind_outputs(decoder_t *d, tuple layouts, list sources, object outputs) except -1:
+cdef int bind_outputs(decoder_t *d, tuple layouts, list sources, tuple outputs) except -1:
     """Point the decoder at the columns; they must have the layouts the plan was made for."""
     cdef Columns columns
     cdef int i, other, source
@@ -147,8 +147,7 @@ cdef int bind_outputs(decoder_t *d, tuple layouts, list sources, object outputs)
     d.column_bytes_start = 0
     for i in range(len(layouts)):
         columns = <Columns?> outputs[i]     # None is none either
-        if columns.layout is None:
-            raise ValueError(f"output {i} was never laid out")
+        columns.check()
         for other in range(i):
             if d.outputs[other].columns == columns.columns:
                 raise ValueError(f"output {i} is output {other} again")
@@ -268,7 +267,20 @@ cdef int begin(decoder_t *d, Py_buffer *view, int64_t arrival_ns, int64_t time_m
     return 0
 
 
-cdef object undo(object outputs):
+cdef int lend(tuple outputs, bint lent) except -1:
+    """Say whether the columns are in use by a call without the GIL."""
+    cdef Columns columns
+    for columns in outputs:
+        columns.lent = lent
+    return 0
+
+
+cdef bint may_release(Py_buffer *view):
+    """Whether a body is worth letting go of the GIL for, and cannot be changed by another thread meanwhile."""
+    return view.readonly and view.len > RELEASE_BYTES
+
+
+cdef object undo(tuple outputs):
     cdef Columns columns
     for columns in outputs:
         columns.undo_request()

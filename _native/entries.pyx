@@ -25,7 +25,7 @@ cdef int undo_entry(decoder_t *d) noexcept nogil:
     return OK
 
 
-cdef int write_entries(entries_t *e, EntryPlan plan, int depth) noexcept:
+cdef int write_entries(entries_t *e, int depth) noexcept nogil:
     """The object at the cursor as a row of each output."""
     cdef decoder_t *d = e.d
     cdef json_value_t value
@@ -46,7 +46,7 @@ cdef int write_entries(entries_t *e, EntryPlan plan, int depth) noexcept:
         save_entry(d)
     for i in range(d.output_count):
         d.counting = i == 0
-        e.plan = &plan.outputs[i]
+        e.plan = &e.outputs[i]
         status = write_entry(e, &d.outputs[i])
         if status < 0:
             return status
@@ -56,50 +56,71 @@ cdef int write_entries(entries_t *e, EntryPlan plan, int depth) noexcept:
     return OK
 
 
-cdef class _Problems:
-    """What is wrong with the entries so far: how many, and the first few in words."""
+cdef bint is_refused(entries_t *e) noexcept nogil:
+    """Whether the request is refused and nothing more is to be told: the rest is only checked."""
+    return not e.problems.partial and e.problems.count >= e.problems.kept_max
 
-    cdef size_t count, kept_max
-    cdef list kept
-    cdef bint partial
 
-    cdef bint over(self):
-        """Whether the request is refused and nothing more is to be told: the rest is only checked."""
-        return not self.partial and self.count >= self.kept_max
-
-    cdef object add(self, entries_t *e, size_t index, int status):
-        cdef bytes name = b""
-        self.count += 1
-        if self.count > self.kept_max:
-            return
-        if status == MALFORMED:
-            self.kept.append(Problem(index, f"[{index}]", str(failure(e.d, status, "is not JSON"))))
-            return
+cdef int add_problem(entries_t *e, size_t index, int status) noexcept nogil:
+    """Count what is wrong with the entry, and keep it if it is one of the first."""
+    cdef problems_t *problems = &e.problems
+    cdef problem_t problem
+    problems.count += 1
+    if problems.count > problems.kept_max:
+        return OK
+    memset(&problem, 0, sizeof(problem))
+    problem.index = index
+    problem.status = status
+    problem.placed = e.in_array and not e.bad_shared
+    if status == MALFORMED:
+        problem.at = e.d.error_at
+        problem.text = e.d.error_text
+    else:
+        problem.text = e.bad_text
         if e.bad_name.p != NULL:
-            name = PyBytes_FromStringAndSize(<const char *> e.bad_name.p,
-                                             min(e.bad_name.size, <size_t> C_KEY_BYTES_MAX))
-        field = name.decode("utf-8", "replace")
-        if e.in_array and not e.bad_shared:
-            place = f"{plan_member(e)}[{index}]"
-            field = f"{place}.{field}" if name else place
-        self.kept.append(Problem(index, field, e.bad_text.decode()))
+            # The name may lie in a buffer that the next entry uses.
+            problem.name_size = min(e.bad_name.size, <size_t> C_KEY_BYTES_MAX)
+            if buffer_append(&problems.names, e.bad_name.p, problem.name_size) < 0:
+                return NO_MEMORY
+    return NO_MEMORY if buffer_append(&problems.kept, &problem, sizeof(problem)) < 0 else OK
 
 
-cdef str plan_member(entries_t *e):
-    return PyBytes_FromStringAndSize(<const char *> e.member.p, e.member.size).decode()
+cdef list problems_found(entries_t *e):
+    """The kept ones as Problems."""
+    cdef problem_t *problem = <problem_t *> e.problems.kept.data
+    cdef const char *name = <const char *> e.problems.names.data
+    cdef str member = PyBytes_FromStringAndSize(<const char *> e.member.p, e.member.size).decode()
+    found = []
+    for _ in range(e.problems.kept.size // sizeof(problem_t)):
+        if problem.status == MALFORMED:
+            e.d.error_at = problem.at
+            e.d.error_text = problem.text
+            text = str(failure(e.d, MALFORMED, "is not JSON"))
+            found.append(Problem(problem.index, f"[{problem.index}]", text))
+        else:
+            field = b"" if problem.name_size == 0 else name[:problem.name_size]
+            field = field.decode("utf-8", "replace")
+            name += problem.name_size
+            if problem.placed:
+                place = f"{member}[{problem.index}]"
+                field = f"{place}.{field}" if field else place
+            found.append(Problem(problem.index, field, problem.text.decode()))
+        problem += 1
+    return found
 
 
-cdef int take_entry(entries_t *e, EntryPlan plan, _Problems problems, size_t index, int depth) noexcept:
+cdef int take_entry(entries_t *e, size_t index, int depth) noexcept nogil:
     """One entry: written, or found not acceptable and taken back, or only checked."""
     cdef json_value_t value
     cdef int status
     cdef size_t cut = e.d.attributes_cut, clamped = e.d.timestamps_clamped, rows = e.d.rows
     e.saved = False
-    if problems.over():
+    if is_refused(e):
         return read_json(e.d, &e.j, &value, depth)
-    status = write_entries(e, plan, depth)
+    status = write_entries(e, depth)
     if status == INVALID:
-        problems.add(e, index, status)
+        if add_problem(e, index, status) < 0:
+            return NO_MEMORY
         if e.saved:
             undo_entry(e.d)
             e.saved = False
@@ -110,7 +131,7 @@ cdef int take_entry(entries_t *e, EntryPlan plan, _Problems problems, size_t ind
     return status
 
 
-cdef int take_lines(entries_t *e, EntryPlan plan, _Problems problems, size_t entries_max, size_t *over) noexcept:
+cdef int take_lines(entries_t *e) noexcept nogil:
     """NDJSON: an object on each line that is not blank."""
     cdef const uint8_t *end = e.j.end
     cdef const uint8_t *line_end
@@ -123,19 +144,19 @@ cdef int take_lines(entries_t *e, EntryPlan plan, _Problems problems, size_t ent
         e.j.end = line_end
         skip_space(&e.j)
         if e.j.p < line_end:
-            if entries_max and index >= entries_max:
-                over[0] += 1
+            if e.entries_max and index >= e.entries_max:
+                e.over += 1
             else:
                 cut = e.d.attributes_cut
                 clamped = e.d.timestamps_clamped
                 rows = e.d.rows
-                known = problems.count
-                status = take_entry(e, plan, problems, index, 0)
+                known = e.problems.count
+                status = take_entry(e, index, 0)
                 if status == OK:
                     status = whole_json(e.d, &e.j)
-                if status == MALFORMED and problems.partial:
-                    if problems.count == known:     # a line is wrong once
-                        problems.add(e, index, status)
+                if status == MALFORMED and e.problems.partial:
+                    if e.problems.count == known and add_problem(e, index, status) < 0:     # a line is wrong once
+                        return NO_MEMORY
                     if e.saved:
                         undo_entry(e.d)
                     e.d.rows = rows
@@ -149,18 +170,17 @@ cdef int take_lines(entries_t *e, EntryPlan plan, _Problems problems, size_t ent
     return OK
 
 
-cdef int take_array(entries_t *e, EntryPlan plan, _Problems problems, int depth, size_t entries_max,
-                    size_t *over) noexcept:
+cdef int take_array(entries_t *e, int depth) noexcept nogil:
     """The elements of the array at the cursor; ``depth``: containers around it."""
     cdef json_value_t value
     cdef size_t index = 0
     cdef int status, more = open_container(e.d, &e.j, 91, depth)
     while more == 1:
-        if entries_max and index >= entries_max:
-            over[0] += 1
+        if e.entries_max and index >= e.entries_max:
+            e.over += 1
             status = read_json(e.d, &e.j, &value, depth + 1)
         else:
-            status = take_entry(e, plan, problems, index, depth + 1)
+            status = take_entry(e, index, depth + 1)
         if status < 0:
             return status
         index += 1
@@ -168,7 +188,7 @@ cdef int take_array(entries_t *e, EntryPlan plan, _Problems problems, int depth,
     return more
 
 
-cdef int take_member(entries_t *e, EntryPlan plan, _Problems problems, size_t entries_max, size_t *over) noexcept:
+cdef int take_member(entries_t *e) noexcept nogil:
     """An object with the entries in one of its members: its members first, then the entries."""
     cdef decoder_t *d = e.d
     cdef string_t key
@@ -216,7 +236,7 @@ cdef int take_member(entries_t *e, EntryPlan plan, _Problems problems, size_t en
     e.in_array = True
     e.j.p = found.p
     e.j.end = found.end
-    status = take_array(e, plan, problems, 1, entries_max, over)
+    status = take_array(e, 1)
     if status == OK:
         status = whole_json(d, &e.j)
     e.j = whole
@@ -234,29 +254,27 @@ cdef int check_array(decoder_t *d, json_t *j, json_value_t *skipped) noexcept no
     return whole_json(d, &inner)
 
 
-cdef int decode_entries(entries_t *e, EntryPlan plan, _Problems problems, bint lines, size_t entries_max,
-                        size_t *over) noexcept:
+cdef int decode_entries(entries_t *e, bint lines) noexcept nogil:
     cdef decoder_t *d = e.d
     cdef int status, i
     skip_space(&e.j)
     if lines:
         e.in_array = True
-        status = take_lines(e, plan, problems, entries_max, over)
+        status = take_lines(e)
     elif e.member.size:
-        status = take_member(e, plan, problems, entries_max, over)
+        status = take_member(e)
     elif e.j.p < e.j.end and e.j.p[0] == 91:
         e.in_array = True
-        status = take_array(e, plan, problems, 0, entries_max, over)
+        status = take_array(e, 0)
     else:
-        status = take_entry(e, plan, problems, 0, 0)
+        status = take_entry(e, 0, 0)
     if status == OK and not lines:
         status = whole_json(d, &e.j)
     if status == INVALID:
-        problems.add(e, 0, status)
-        return INVALID
+        return NO_MEMORY if add_problem(e, 0, status) < 0 else INVALID
     if status < 0:
         return status
-    if problems.count and not problems.partial:
+    if e.problems.count and not e.problems.partial:
         return INVALID
     if grown(d) > d.column_bytes_max:
         return TOO_LARGE
@@ -265,11 +283,12 @@ cdef int decode_entries(entries_t *e, EntryPlan plan, _Problems problems, bint l
     return fill_request(d)
 
 
-cdef object refusal(entries_t *e, _Problems problems):
+cdef object refusal(entries_t *e):
     """What is not acceptable, where, and what it must be."""
-    first = problems.kept[0]
+    problems = problems_found(e)
+    first = problems[0]
     text = f"{first.field or 'the body'} {first.message}"
-    return Invalid(text, field=first.field or None, index=first.index if e.in_array else None, problems=problems.kept)
+    return Invalid(text, field=first.field or None, index=first.index if e.in_array else None, problems=problems)
 
 
 def entries(body, EntryPlan plan not None, outputs, *, constants, int64_t arrival_ns, int64_t time_min_ns=0,
@@ -280,52 +299,60 @@ def entries(body, EntryPlan plan not None, outputs, *, constants, int64_t arriva
     cdef decoder_t d
     cdef entries_t e
     cdef Py_buffer view
-    cdef int status, i
-    cdef size_t over = 0
-    cdef Decoded decoded
-    cdef _Problems problems = _Problems()
+    cdef int status
+    cdef tuple columns = tuple(outputs)
     if problems_max < 1 or (record_id is not None and len(record_id) != 16):
         raise ValueError("problems_max is at least 1, a record_id 16 bytes")
-    problems.kept = []
-    problems.kept_max = problems_max
-    problems.partial = partial
-    memset(&e, 0, sizeof(e))
-    e.goes_on = partial or problems_max > 1     # entries behind one that is not acceptable are still decoded
     PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+    memset(&e, 0, sizeof(e))
     try:
         begin(&d, &view, arrival_ns, time_min_ns, time_max_ns, column_bytes_max)
         project_id = borrow(constants, "project_id", &d.project_id)
         dialect = borrow(constants, "dialect", &d.dialect)
         trace_id = borrow(constants, "trace_id", &d.trace_id)
+        plan.lay_out(&e)
         e.d = &d
-        e.names = plan.names
-        e.name_count = plan.name_count
-        e.shared_names = plan.shared_names
-        e.shared_count = plan.shared_count
-        e.member = plan.member
+        e.problems.kept_max = problems_max
+        e.problems.partial = partial
+        e.goes_on = partial or problems_max > 1     # entries behind one that is not acceptable are still decoded
+        e.entries_max = entries_max
         if record_id is not None:
             e.record_id = <const uint8_t *> <const char *> record_id
-        for i in range(plan.output_count):
-            e.keep_unknown |= plan.outputs[i].unknown != UNKNOWN_IGNORE
         start_json(&d, &e.j, MAX_JSON_DEPTH, nan_literals)
-        bind_outputs(&d, plan.layouts, plan.sources, outputs)
-        status = decode_entries(&e, plan, problems, lines, entries_max, &over)
+        bind_outputs(&d, plan.layouts, plan.sources, columns)
+        if may_release(&view):
+            lend(columns, True)
+            with nogil:
+                status = decode_entries(&e, lines)
+            lend(columns, False)
+        else:
+            status = decode_entries(&e, lines)
         if status < 0:
-            undo(outputs)
-            raise refusal(&e, problems) if status == INVALID else failure(&d, status, "not JSON")
-        decoded = counts_of(&d)
-        if over:
-            decoded.rejected["count"] = over
-            decoded.message = f"only the first {entries_max} entries of a request are kept"
-        if problems.count:
-            decoded.rejected["invalid"] = problems.count
-            decoded.problems = tuple(problems.kept)
-            decoded.message = f"{problems.kept[0].field} {problems.kept[0].message}"
-        return decoded
+            undo(columns)
+            raise refusal(&e) if status == INVALID else failure(&d, status, "not JSON")
+        return counts_of_entries(&e)
     finally:
-        buffer_free(&e.key)
-        buffer_free(&e.work)
-        free(e.unknown)
-        dictionary_free(&e.unknown_names)
+        free_entries(&e)
         free_decoder(&d)
         PyBuffer_Release(&view)
+
+
+cdef Decoded counts_of_entries(entries_t *e):
+    cdef Decoded decoded = counts_of(e.d)
+    if e.over:
+        decoded.rejected["count"] = e.over
+        decoded.message = f"only the first {e.entries_max} entries of a request are kept"
+    if e.problems.count:
+        decoded.rejected["invalid"] = e.problems.count
+        decoded.problems = tuple(problems_found(e))
+        decoded.message = f"{decoded.problems[0].field} {decoded.problems[0].message}"
+    return decoded
+
+
+cdef void free_entries(entries_t *e) noexcept nogil:
+    buffer_free(&e.key)
+    buffer_free(&e.work)
+    buffer_free(&e.problems.kept)
+    buffer_free(&e.problems.names)
+    free(e.unknown)
+    dictionary_free(&e.unknown_names)

@@ -48,10 +48,31 @@ ctypedef struct unknown_t:
     string_t key
     json_value_t value
 
+ctypedef struct problem_t:
+    # What is wrong with one entry.
+    size_t index
+    int status                  # INVALID, or MALFORMED: a line
+    const uint8_t *at           # of a line, where
+    const char *text
+    bint placed                 # it is an element of the array, not what stands around it
+    size_t name_size            # of the member, whose name is in `names`
+
+ctypedef struct problems_t:
+    # What is wrong with the entries: how many, and of the first few what.
+    size_t count
+    size_t kept_max
+    buffer_t kept               # problem_t
+    buffer_t names
+    bint partial                # the others are accepted all the same
+
 ctypedef struct entries_t:
     decoder_t *d
     json_t j
-    entry_output_t *plan
+    entry_output_t *outputs     # the plan's
+    entry_output_t *plan        # of them the one being written
+    problems_t problems
+    size_t entries_max          # 0: no limit
+    size_t over                 # entries beyond it
     text_t *names
     int name_count
     json_value_t slots[MEMBERS_MAX]
@@ -113,6 +134,18 @@ cdef class EntryPlan:
             free(self.outputs[i].rules)
             free(self.outputs[i].maps)
             free(self.outputs[i].ruled)
+
+    cdef void lay_out(self, entries_t *e) noexcept nogil:
+        """Point a request's state at the plan."""
+        cdef int i
+        e.outputs = self.outputs
+        e.names = self.names
+        e.name_count = self.name_count
+        e.shared_names = self.shared_names
+        e.shared_count = self.shared_count
+        e.member = self.member
+        for i in range(self.output_count):
+            e.keep_unknown |= self.outputs[i].unknown != UNKNOWN_IGNORE
 
     cdef int slot_of(self, str path, bint shared, dict names) except -1:
         cdef int count = self.shared_count if shared else self.name_count

@@ -319,17 +319,29 @@ cdef int whole_json(decoder_t *d, json_t *j) noexcept nogil:
     return OK
 
 
+cdef int check_json(decoder_t *d, json_t *j) noexcept nogil:
+    """That there is one value and nothing behind it."""
+    cdef json_value_t value
+    cdef int status = read_json(d, j, &value, 0)
+    return status if status < 0 else whole_json(d, j)
+
+
 def json_check(body, *, bint nan_literals=False):
     """Raise Malformed unless the bytes are one JSON value by RFC 8259, nested at most JSON_DEPTH_MAX deep."""
     cdef decoder_t d
     cdef json_t j
-    cdef json_value_t value
     cdef Py_buffer view
+    cdef int status
     PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
     try:
         begin(&d, &view, 0, 0, INT64_MAX, 0)
         start_json(&d, &j, MAX_JSON_DEPTH, nan_literals)
-        if read_json(&d, &j, &value, 0) < 0 or whole_json(&d, &j) < 0:
+        if may_release(&view):
+            with nogil:
+                status = check_json(&d, &j)
+        else:
+            status = check_json(&d, &j)
+        if status < 0:
             raise failure(&d, MALFORMED, "not JSON")
     finally:
         PyBuffer_Release(&view)

@@ -367,7 +367,11 @@ def otlp_json(body, OtlpPlan plan not None, outputs, *, constants, int64_t arriv
         if content_bytes_max is not None:
             d.content_bytes_max = content_bytes_max
         start_json(&d, &t.j, MAX_OTLP_JSON_DEPTH, False)
-        status = transcode(&t)
+        if may_release(&view):
+            with nogil:
+                status = transcode(&t)
+        else:
+            status = transcode(&t)
         if status < 0:
             what = "not an OTLP logs request in JSON"
             if t.member != NULL and d.error_text != NULL and (<bytes> d.error_text).startswith(b"expected a"):
@@ -375,7 +379,7 @@ def otlp_json(body, OtlpPlan plan not None, outputs, *, constants, int64_t arriv
             raise failure(&d, status, what)
         d.start = NULL
         d.size = t.out.size
-        return decode_otlp(&d, plan, outputs, constants, t.out.data, t.out.size, "not an OTLP logs request")
+        return decode_otlp(&d, plan, tuple(outputs), constants, t.out.data, t.out.size, may_release(&view))
     finally:
         buffer_free(&t.out)
         buffer_free(&t.name)

@@ -739,20 +739,19 @@ def otlp_protobuf(body, OtlpPlan plan not None, outputs, *, constants, int64_t a
     """An ExportLogsServiceRequest in protobuf. Raises Malformed, TooLarge; then nothing was written."""
     cdef decoder_t d
     cdef Py_buffer view
-    cdef int status
     PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
     try:
         begin(&d, &view, arrival_ns, time_min_ns, time_max_ns, column_bytes_max)
         if content_bytes_max is not None:
             d.content_bytes_max = content_bytes_max
-        return decode_otlp(&d, plan, outputs, constants, d.start, d.size, "not an OTLP logs request")
+        return decode_otlp(&d, plan, tuple(outputs), constants, d.start, d.size, may_release(&view))
     finally:
         free_decoder(&d)
         PyBuffer_Release(&view)
 
 
-cdef object decode_otlp(decoder_t *d, OtlpPlan plan, outputs, dict constants, const uint8_t *p, size_t size,
-                        str what):
+cdef object decode_otlp(decoder_t *d, OtlpPlan plan, tuple outputs, dict constants, const uint8_t *p, size_t size,
+                        bint release):
     cdef int status, i
     cdef object project_id = borrow(constants, "project_id", &d.project_id)
     cdef object dialect = borrow(constants, "dialect", &d.dialect)
@@ -761,8 +760,14 @@ cdef object decode_otlp(decoder_t *d, OtlpPlan plan, outputs, dict constants, co
     for i in range(d.output_count):
         if plan.genai[i].column_count:
             d.outputs[i].genai = &plan.genai[i]
-    status = decode_request(d, p, size)
+    if release:
+        lend(outputs, True)
+        with nogil:
+            status = decode_request(d, p, size)
+        lend(outputs, False)
+    else:
+        status = decode_request(d, p, size)
     if status < 0:
         undo(outputs)
-        raise failure(d, status, what)
+        raise failure(d, status, "not an OTLP logs request")
     return counts_of(d)

@@ -1,5 +1,10 @@
 """The compiled part's contract: bytes to columns to blocks, with no Python object per record.
 
+The GIL: ``otlp_protobuf``, ``otlp_json``, ``entries`` and ``json_check`` let go of it while they walk a body above
+64 KiB, so that a thread can decode while an event loop goes on; shorter ones keep it, since getting it back can
+take longer than they do. They keep it too for a body that somebody could change meanwhile (a bytearray).
+``Columns.cut`` lets go of it in the same way, ``crc32c`` above 4 KiB.
+
 Sources in ``_native/``; ``mypy.stubtest`` holds this file to the built extension.
 """
 
@@ -30,7 +35,8 @@ class Columns:
 
     Types: U/Int8-64, Float32/64, Bool, Date, DateTime, DateTime64(n), String,
     LowCardinality(String), Map(LowCardinality(String), String), and Nullable of the fixed-width
-    ones and of String. Not thread-safe; belongs to one event loop.
+    ones and of String. Of one thread at a time: while a call that let go of the GIL writes or cuts them,
+    whatever else is done with them raises RuntimeError.
     """
 
     def __init__(self, layout: Sequence[tuple[str, str]]) -> None: ...
