@@ -16,7 +16,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -27,6 +27,7 @@ DEFAULT_PATH = Path("config/weir.toml")
 
 KiB = 1024
 MiB = 1024 * KiB
+GiB = 1024 * MiB
 
 
 class ConfigError(Exception):
@@ -131,6 +132,26 @@ class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         100
     )
     retry_max_ms: Annotated[int, Meta(ge=1, description="The longest wait between retries.")] = 5_000
+    durability: Annotated[
+        Literal["memory", "os", "disk", "stored"],
+        Meta(description="What a 2xx means: memory, os (survives the process), disk (synced), stored (in ClickHouse)."),
+    ] = "disk"
+    stored_ms_max: Annotated[int, Meta(ge=0, description="Wait of durability stored; then X-Durability says disk.")] = (
+        10_000
+    )
+    segment_bytes: Annotated[int, Meta(ge=64 * KiB, description="Size of the spool's files.")] = 64 * MiB
+    reserve_bytes: Annotated[int, Meta(ge=64 * KiB, description="Disk kept free for the spool's own book-keeping.")] = (
+        4 * MiB
+    )
+    spool_bytes_max: Annotated[
+        int, Meta(ge=1 * MiB, description="Disk for rows that are not stored yet; then 503.")
+    ] = 10 * GiB
+    spool_free_bytes_min: Annotated[int, Meta(ge=0, description="Disk the spool leaves free for others; then 503.")] = (
+        256 * MiB
+    )
+    audit_ms: Annotated[
+        int, Meta(ge=0, description="Time stored rows stay in the spool, in case ClickHouse dies and loses them.")
+    ] = 120_000
 
 
 class DialectLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

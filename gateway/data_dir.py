@@ -5,6 +5,7 @@ listen.json    where the running gateway listens, once it is ready; gone when it
 postgres.dsn   how to reach the embedded Postgres of the running gateway (0600)
 admin_token    the token of the admin interface, unless one is configured (0600)
 demo.json      the demo project's keys (0600)
+spool/         what was accepted and is not in ClickHouse yet, and the identities of rows
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class DataDir:
         self.listen = path / "listen.json"
         self.dsn = path / "postgres.dsn"
         self.demo = path / "demo.json"
+        self.spool = path / "spool"
         self._lock_descriptor = -1
 
     def lock(self) -> None:

@@ -1,10 +1,15 @@
 """Delivery: accepted rows to ClickHouse, all of them, once.
 
 A project belongs to one shard by hash: a ring that bounds memory and a flusher that inserts. Rows
-come in through ``rows``; the receipt says when they are as safe as was promised (now: in memory, at
-once). When ClickHouse is away the rings fill, and requests are refused with a time to come back.
+come in through ``rows``; each block that is cut goes to the spool, and the receipt says when it is as
+safe as was promised. From the spool's writer it goes on to its flusher, or, when much is held in
+memory already, stays on disk alone until there is room for it again. When ClickHouse is away the
+spool fills, and when that is full requests are refused with a time to come back: first those of
+projects that take more than their share.
 
-    rows_accepted = rows_stored + rows_buffered        at any moment, for each table
+    rows_accepted + rows_recovered = rows_stored + rows_refused + rows_damaged + rows_buffered
+
+at any moment, for each table.
 """
 
 from __future__ import annotations
@@ -17,23 +22,36 @@ import zlib
 from collections.abc import Callable, Sequence
 
 from gateway._native import Columns
+from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ClickHouse
+from gateway.delivery.disk import Disk
 from gateway.delivery.flusher import Flusher
 from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.progress import Progress
 from gateway.delivery.ring import Ring, RowsHandle, Stock
+from gateway.delivery.room import Room
 from gateway.delivery.settings import Settings
-from gateway.errors import Draining
+from gateway.delivery.spool import Sealed, Spool
+from gateway.errors import Draining, Overloaded
 from gateway.metrics import Metrics
 from gateway.schema import Table
 
 log = logging.getLogger(__name__)
 
+SWEEP_S = 1.0
+HELD_PART = 0.5
+"""Of a ring's budget: when more is held, blocks that are on disk are not held as well."""
+LOADED_PART = 0.75
+"""Of a ring's budget: when more is held, nothing is loaded from disk."""
+FAILURES_MAX = 2
+"""Groups in a row that may fail before the gateway says that it is not ready."""
+
 
 class Delivery:
-    """All shards of a process. Belongs to one event loop.
+    """All shards of a process, and its spool. Belongs to one event loop.
 
     ``open_columns`` makes empty columns of a layout, ``clock`` gives seconds that never go back,
-    ``wall`` seconds since 1970, ``random`` numbers in [0, 1).
+    ``wall`` seconds since 1970, ``random`` numbers in [0, 1). ``frames`` says where the spool is.
     """
 
     def __init__(
@@ -48,20 +66,52 @@ class Delivery:
         wall: Callable[[], float] = time.time,
         random: Callable[[], float] = randomness.random,
         open_columns: Callable[[Sequence[tuple[str, str]]], Columns] = Columns,
+        disk: Disk | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._metrics = metrics
         self._open_columns = open_columns
         self._stopping = False
         self._stocks: dict[str, Stock] = {}
+        self._seals: dict[str, list[Sealed]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._wake = asyncio.Event()
+        self._progress = Progress(frames)
+        self._spool = Spool(
+            frames.place,
+            frames,
+            segment_bytes=settings.segment_bytes,
+            reserve_bytes=settings.reserve_bytes,
+            audit_s=settings.audit_ms / 1000,
+            clock=clock,
+            wall=wall,
+            disk=disk,
+        )
+        self._spool.on_damaged = self._damaged
+        self._room = Room(self._spool, settings, clock=clock)
         self._rings = [
             Ring(shard, self._stocks, settings, frames=frames, metrics=metrics, clock=clock)
             for shard in range(settings.shards)
         ]
         self._flushers = [
-            Flusher(ring, clickhouse, settings, frames=frames, metrics=metrics, clock=clock, wall=wall, random=random)
+            Flusher(
+                ring,
+                clickhouse,
+                settings,
+                frames=frames,
+                spool=self._spool,
+                progress=self._progress,
+                metrics=metrics,
+                clock=clock,
+                wall=wall,
+                random=random,
+                on_stored=self._wake.set,
+            )
             for ring in self._rings
         ]
+        for ring in self._rings:
+            ring.take = self._spooled
         for table in tables:
             self.add_table(table)
         self._show(metrics)
@@ -76,31 +126,60 @@ class Delivery:
         )
         for flusher in self._flushers:
             flusher.add_table(table)
+        self._wake.set()
+
+    @property
+    def trouble(self) -> str:
+        """Why this process should be sent nothing more, in words; empty when it should."""
+        if self._spool.failures >= FAILURES_MAX:
+            return "the spool cannot be written"
+        return self._room.trouble
 
     async def start(self) -> None:
-        """Start the flushers."""
+        """Start the spool and the flushers. What earlier lives left is looked through behind this."""
+        self._spool.start()
         for flusher in self._flushers:
             await flusher.start()
+        self._tasks = [
+            asyncio.create_task(self._recover(), name="spool-recover"),
+            asyncio.create_task(self._sweep(), name="spool-sweep"),
+        ]
 
-    def rows(self, project_id: str, expected_bytes: int) -> RowsHandle:
+    def rows(self, project_id: str, expected_bytes: int, durability: Durability | None = None) -> RowsHandle:
         """A request's way in: ``with delivery.rows(...) as rows``, then ``rows.columns``, ``rows.commit``.
 
         Entering reserves ``expected_bytes`` (what its columns will come to) and raises Overloaded
-        when they do not fit now, TooLarge when they never will; Draining here while stopping.
+        when they do not fit now, TooLarge when they never will; Draining here while stopping, and
+        Overloaded when the disk has no room for this project.
         """
         if self._stopping:
             raise Draining("shutting down; send the same again later", retry_after_s=1)
-        return RowsHandle(self._rings[zlib.crc32(project_id.encode()) % len(self._rings)], project_id, expected_bytes)
+        self._room.check(project_id, expected_bytes)
+        return RowsHandle(
+            self._ring(project_id),
+            project_id,
+            expected_bytes,
+            self._settings.durability if durability is None else durability,
+        )
 
     async def flush(self) -> None:
         """Return when everything accepted before the call is stored, however long that takes."""
+        await self._spool.recovered.wait()
         for ring in self._rings:
             while not ring.cut():  # noqa: ASYNC110 - a disk without room tells nobody when it has some
                 await asyncio.sleep(self._settings.block_age_ms / 1000)
-        await asyncio.gather(*(flusher.flush() for flusher in self._flushers))
+        flushing = asyncio.ensure_future(self._progress.flush())
+        await asyncio.sleep(0)
+        for flusher in self._flushers:
+            flusher.hurry()
+        await flushing
 
     async def stop(self, deadline_s: float) -> dict[str, int]:
-        """Take no more, store what can be stored by the deadline; returns the rows lost, per table."""
+        """Take no more, store what can be stored by the deadline; returns the rows lost, per table.
+
+        Lost is only what was promised no more than memory, or could not be written. Whatever else is
+        not stored waits in the spool.
+        """
         self._stopping = True
         for ring in self._rings:
             ring.stop()
@@ -109,25 +188,27 @@ class Delivery:
                 await self.flush()
         except TimeoutError:
             log.warning("not everything could be stored within %.1f s", deadline_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for flusher in self._flushers:
             await flusher.stop()
-        lost = {table: rows for table, rows in self.buffered().items() if rows}
-        for table, rows in lost.items():
-            log.error("%s: %d rows were held in memory only and are lost with this process", table, rows)
-        return lost
+        await self._spool.stop()
+        return self._left()
 
     def buffered(self) -> dict[str, int]:
         """Rows accepted and not yet stored, per table."""
         rows = dict.fromkeys(self._stocks, 0)
         for ring in self._rings:
             for table, held in ring.rows.items():
-                rows[table] += held
+                rows[table] = rows.get(table, 0) + held
         return rows
 
     def buffers(self) -> dict[str, object]:
         """What is held where, for a person; counted afresh from the buffers themselves."""
         return {
             "oldest_unstored_seconds": self._oldest_s(),
+            "spool": self._spool.described() | {"bytes": self._room.used_bytes, "bytes_max": self._room.bytes_max},
             "shards": [
                 {
                     "shard": ring.shard,
@@ -142,6 +223,127 @@ class Delivery:
             ],
         }
 
+    def _ring(self, project_id: str) -> Ring:
+        return self._rings[self._shard(project_id)]
+
+    def _shard(self, project_id: str) -> int:
+        return zlib.crc32(project_id.encode()) % len(self._rings)
+
+    def _spooled(self, block: Block) -> None:
+        """A block was cut: it goes to the spool."""
+        self._progress.add(block.frame)
+        self._spool.append(block, self._kept, self._not_kept)
+
+    def _kept(self, block: Block) -> None:
+        """A block is in the spool."""
+        block.promise.reach(min(block.durability, Durability.DISK))
+        shard = self._shard(block.project_id)
+        ring, flusher = self._rings[shard], self._flushers[shard]
+        if ring.held_bytes > ring.bytes_max * HELD_PART or flusher.is_parked(block.table):
+            ring.forget(block)
+            self._spool.drop(block)
+            self._wake.set()
+        else:
+            flusher.take(block)
+
+    def _not_kept(self, block: Block, error: OSError) -> None:
+        """A block could not be written: its senders are told, unless memory was all they were promised."""
+        shard = self._shard(block.project_id)
+        if block.durability == Durability.MEMORY:
+            self._flushers[shard].take(block)
+            return
+        log.error("%s: %d rows could not be written to the spool: %s", block.table, block.rows, error.strerror)
+        self._rings[shard].release(block.table, block.rows, block.held_bytes)
+        self._metrics.rows_refused.add(block.rows, block.table)
+        self._progress.settle(block.frame)
+        block.promise.fail(
+            Overloaded(
+                "nothing can be kept on disk now; send the same again later",
+                log=f"the spool could not be written: {error.strerror}",
+                retry_after_s=1,
+            )
+        )
+
+    def _damaged(self, block: Block) -> None:
+        log.error("%s: %d rows are lost: their block in the spool is damaged", block.table, block.rows)
+        self._ring(block.project_id).release(block.table, block.rows, 0)
+        self._metrics.rows_damaged.add(block.rows, block.table)
+        self._progress.settle(block.frame)
+
+    async def _recover(self) -> None:
+        backlog, seals = await self._spool.recover()
+        for (project_id, table), rows in backlog.rows.items():
+            self._ring(project_id).find(table, rows)
+            self._metrics.rows_recovered.add(rows, table)
+        self._progress.add_old(backlog.frames)
+        for sealed in seals:
+            self._seals.setdefault(sealed.table, []).append(sealed)
+        if backlog.frames:
+            log.info("the spool holds %d rows of before", sum(backlog.rows.values()))
+        self._wake.set()
+
+    async def _sweep(self) -> None:
+        """Load what there is room for, remove what nobody needs."""
+        while True:
+            self._wake.clear()
+            try:
+                self._spool.sweep()
+                self._room.look()
+                for table in list(self._stocks):
+                    await self._resume(table)
+                    await self._load(table)
+            except Exception:  # A fault of ours must not stop the spool.
+                log.exception("the spool stumbled and goes on")
+            try:
+                async with asyncio.timeout(SWEEP_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _resume(self, table: str) -> None:
+        """Take up the batches that an earlier life sealed."""
+        for sealed in self._seals.pop(table, ()):
+            blocks = await self._spool.load_sealed(sealed)
+            if blocks:
+                shard = self._shard(blocks[0].project_id)
+                for block in blocks:
+                    self._rings[shard].hold(block)
+                self._flushers[shard].resume(self._stocks[table].table, sealed.token, blocks)
+
+    async def _load(self, table: str) -> None:
+        while self._spool.has_unread(table) and self._wants(table):
+            blocks = await self._spool.load(table, self._settings.batch_bytes)
+            for block in blocks:
+                shard = self._shard(block.project_id)
+                self._rings[shard].hold(block)
+                self._flushers[shard].take(block)
+            if not blocks:
+                return
+
+    def _wants(self, table: str) -> bool:
+        """Whether more of a table should be read from disk now."""
+        if any(ring.held_bytes > ring.bytes_max * LOADED_PART for ring in self._rings):
+            return False
+        if any(flusher.is_parked(table) for flusher in self._flushers):
+            return False
+        return sum(flusher.queued_bytes(table) for flusher in self._flushers) < self._settings.batch_bytes
+
+    def _left(self) -> dict[str, int]:
+        """What a stop leaves: says what waits in the spool, returns what was in memory only."""
+        lost: dict[str, int] = {}
+        for flusher in self._flushers:
+            for table, rows in flusher.rows_in_memory_only().items():
+                lost[table] = lost.get(table, 0) + rows
+        for ring in self._rings:
+            for table, rows in ring.open_rows().items():
+                lost[table] = lost.get(table, 0) + rows
+        for table, rows in self.buffered().items():
+            if gone := lost.get(table, 0):
+                log.error("%s: %d rows were held in memory only and are lost with this process", table, gone)
+            if rows > gone:
+                log.warning("%s: %d rows wait in the spool for the next start", table, rows - gone)
+        return {table: rows for table, rows in lost.items() if rows}
+
     def _show(self, metrics: Metrics) -> None:
         """Gauges are read when they are scraped."""
         metrics.rows_buffered.read = lambda: {(table,): rows for table, rows in self.buffered().items()}
@@ -151,8 +353,14 @@ class Delivery:
         metrics.inserts_in_flight.read = lambda: {
             (str(ring.shard),): flusher.in_flight for ring, flusher in zip(self._rings, self._flushers, strict=True)
         }
+        metrics.spool_bytes.read = lambda: {(): self._room.used_bytes}
+        metrics.spool_capacity_bytes.read = lambda: {(): self._room.bytes_max}
+        metrics.spool_disk_bytes.read = lambda: {(): self._spool.disk_bytes}
+        metrics.spool_segments.read = lambda: {(): self._spool.segments}
+        metrics.spool_failures.read = lambda: {(): self._spool.failures}
+        metrics.spool_damaged_bytes.read = lambda: {(): self._spool.damaged_bytes}
 
     def _oldest_s(self) -> float:
         oldest = [ring.oldest() for ring in self._rings] + [flusher.oldest() for flusher in self._flushers]
-        moments = [moment for moment in oldest if moment is not None]
+        moments = [moment for moment in (*oldest, self._spool.oldest()) if moment is not None]
         return self._clock() - min(moments) if moments else 0.0

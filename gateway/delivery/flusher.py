@@ -1,8 +1,8 @@
 """One shard's flusher: blocks become batches, batches become inserts, until every row is stored once.
 
-What becomes of a batch:
+What becomes of a batch, whose SEAL is in the spool before the first insert is sent:
 
-    sealed --insert--> clean OK --------------------------------------------> stored
+    sealed --insert--> clean OK ----------------------------------------------------------> stored
                  |         '--(ever ambiguous, or fewer rows written)--> count --all there--> stored
                  |                                                         '--> insert what is missing
                  |                                                              under a new token, count again
@@ -15,7 +15,7 @@ through - and then the rows of each frame are counted.
 
 A batch that waits gives its place in flight to others and holds its table: rows pile up in blocks
 and go out in larger batches later. Poison is set aside and holds nothing. Nothing is ever dropped,
-and there is no last retry. When the server is away the ring fills and requests are refused.
+and there is no last retry. When the server is away, rows wait in the spool.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import (
     CUT_SHORT,
     MEMORY_LIMIT,
@@ -37,8 +38,10 @@ from gateway.delivery.clickhouse import (
     Poison,
 )
 from gateway.delivery.frames import FrameNumbers
-from gateway.delivery.ring import Block, Ring
+from gateway.delivery.progress import Progress
+from gateway.delivery.ring import Ring
 from gateway.delivery.settings import Settings
+from gateway.delivery.spool import Spool
 from gateway.metrics import Metrics
 from gateway.schema import Table
 
@@ -67,8 +70,9 @@ class Repair:
 class Batch:
     """What one insert carries, and how far it got.
 
-    ``doubtful``: some attempt's outcome is not known. ``answered``: a clean OK came, or no attempt can
-    still come through; from here on frames are counted. ``poison``: the server refused these very rows.
+    ``sealed``: its SEAL is on disk. ``doubtful``: some attempt's outcome is not known. ``answered``: a
+    clean OK came, or no attempt can still come through; from here on frames are counted. ``poison``: the
+    server refused these very rows.
     """
 
     table: Table
@@ -77,6 +81,7 @@ class Batch:
     rows: int
     held_bytes: int
     since: float
+    sealed: bool = False
     doubtful: bool = False
     answered: bool = False
     poison: bool = False
@@ -137,6 +142,13 @@ class Queue:
         self.since = min((mine[0].since for mine in self.blocks.values()), default=0.0)
         return taken
 
+    def all_blocks(self) -> Iterator[Block]:
+        """All that are not stored."""
+        for mine in self.blocks.values():
+            yield from mine
+        for batch in self.batches():
+            yield from batch.blocks
+
     def batches(self) -> Iterator[Batch]:
         """All that are sealed and not stored."""
         yield from self.sent
@@ -154,12 +166,18 @@ class Flusher:
         settings: Settings,
         *,
         frames: FrameNumbers,
+        spool: Spool,
+        progress: Progress,
         metrics: Metrics,
         clock: Callable[[], float],
         wall: Callable[[], float],
         random: Callable[[], float],
+        on_stored: Callable[[], None],
     ) -> None:
         self._ring = ring
+        self._spool = spool
+        self._progress = progress
+        self._on_stored = on_stored
         self._clickhouse = clickhouse
         self._settings = settings
         self._frames = frames
@@ -171,10 +189,7 @@ class Flusher:
         self._inserts: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._unstored: dict[int, int] = {}
-        self._flushes: list[tuple[int, asyncio.Future[None]]] = []
         self._alarms: dict[tuple[str, str], tuple[float, int]] = {}
-        ring.take = self.take
 
     @property
     def in_flight(self) -> int:
@@ -186,13 +201,27 @@ class Flusher:
         self._queues[table.name] = Queue(table)
 
     def take(self, block: Block) -> None:
-        """Take charge of a block."""
+        """Take charge of a block, which is as safe as it is to be."""
         queue = self._queues[block.table]
         first = not queue.rows
         queue.add(block)
-        self._unstored[block.flushes] = self._unstored.get(block.flushes, 0) + 1
         if first or self._full(queue):
             self._wake.set()
+
+    def resume(self, table: Table, token: str, blocks: list[Block]) -> None:
+        """Take charge of a batch that an earlier life sealed: nobody knows whether it was sent."""
+        batch = self._batch(table, token, blocks)
+        batch.sealed = batch.doubtful = True
+        self._queues[table.name].waiting.append(batch)
+        self._wake.set()
+
+    def queued_bytes(self, table: str) -> int:
+        """Of blocks of a table that are in no batch yet."""
+        return self._queues[table].data_bytes
+
+    def is_parked(self, table: str) -> bool:
+        """Whether a table waits for a person."""
+        return bool(self._queues[table].parked)
 
     async def start(self) -> None:
         """Start sending."""
@@ -205,20 +234,12 @@ class Flusher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def flush(self) -> None:
-        """Return when all blocks taken so far are stored; what waits for a retry is tried now."""
-        upto = self._ring.flushes
-        self._ring.flushes += 1
-        self._hurry()
-        if not any(flushes <= upto for flushes in self._unstored):
-            return
-        entry = (upto, asyncio.get_running_loop().create_future())
-        self._flushes.append(entry)
+    def hurry(self) -> None:
+        """Try now what waits for a retry."""
+        for queue in self._queues.values():
+            for batch in (*queue.waiting, *queue.aside):
+                batch.due = 0.0
         self._wake.set()
-        try:
-            await entry[1]
-        finally:
-            self._flushes.remove(entry)
 
     def oldest(self) -> float | None:
         """The clock when the oldest row that is not stored came, of those in blocks."""
@@ -242,6 +263,13 @@ class Flusher:
                 "batches_set_aside": len(queue.aside),
                 "parked": queue.parked,
             }
+            for name, queue in self._queues.items()
+        }
+
+    def rows_in_memory_only(self) -> dict[str, int]:
+        """Rows that the spool does not have, per table."""
+        return {
+            name: sum(block.rows for block in queue.all_blocks() if block.place is None)
             for name, queue in self._queues.items()
         }
 
@@ -292,15 +320,17 @@ class Flusher:
     def _seal(self, queue: Queue, now: float) -> Batch | None:
         if not queue.rows or self._held(queue) or now < self._sealing(queue):
             return None
-        token = self._frames.token()
         blocks = queue.take(self._settings.batch_rows, self._settings.batch_bytes)
-        rows = sum(block.rows for block in blocks)
-        self._metrics.batch_rows.observe(rows, queue.table.name)
+        batch = self._batch(queue.table, self._frames.token(), blocks)
+        self._metrics.batch_rows.observe(batch.rows, queue.table.name)
+        return batch
+
+    def _batch(self, table: Table, token: str, blocks: list[Block]) -> Batch:
         return Batch(
-            queue.table,
+            table,
             blocks,
             token,
-            rows,
+            rows=sum(block.rows for block in blocks),
             held_bytes=sum(block.held_bytes for block in blocks),
             since=min(block.since for block in blocks),
         )
@@ -311,7 +341,7 @@ class Flusher:
 
     def _sealing(self, queue: Queue) -> float:
         """The clock when the table's next batch is sealed."""
-        if self._full(queue) or self._flushes:
+        if self._full(queue) or self._progress.is_awaited:
             return 0.0
         return queue.since + self._settings.batch_age_ms / 1000
 
@@ -355,6 +385,8 @@ class Flusher:
 
     async def _settle(self, batch: Batch) -> None:
         """Return when every row of the batch is known to be stored."""
+        if not batch.sealed:
+            await self._seal_on_disk(batch)
         if not batch.answered:
             written = await self._clickhouse.insert(
                 batch.table, [block.data for block in batch.blocks], token=batch.token
@@ -373,6 +405,15 @@ class Flusher:
             if batch.repairs >= REPAIRS_MAX:
                 batch.repairs = 0
                 raise Poison("the table does not keep the rows of this batch; does its TTL or a mutation delete them?")
+
+    async def _seal_on_disk(self, batch: Batch) -> None:
+        on_disk = [block for block in batch.blocks if block.place is not None]
+        if on_disk:
+            try:
+                await self._spool.seal(batch.table.name, batch.token, on_disk)
+            except OSError as error:
+                raise Busy(f"the spool cannot be written ({error.strerror})") from error
+        batch.sealed = True
 
     async def _missing(self, batch: Batch) -> Repair | None:
         """What of the batch the table does not hold: whole frames first, then parts of frames."""
@@ -438,6 +479,7 @@ class Flusher:
     def _stored(self, batch: Batch) -> None:
         queue = self._queues[batch.table.name]
         queue.sent.discard(batch)
+        self._spool.done(batch.table.name, batch.token, batch.blocks)
         self._ring.release(batch.table.name, batch.rows, batch.held_bytes)
         self._metrics.rows_stored.add(batch.rows, batch.table.name)
         self._metrics.last_insert_timestamp_seconds.set(self._wall())
@@ -447,13 +489,9 @@ class Flusher:
         for waiting in queue.waiting:
             waiting.due = 0.0
         for block in batch.blocks:
-            self._unstored[block.flushes] -= 1
-            if not self._unstored[block.flushes]:
-                del self._unstored[block.flushes]
-        earliest = min(self._unstored, default=None)
-        for upto, done in self._flushes:
-            if (earliest is None or earliest > upto) and not done.done():
-                done.set_result(None)
+            block.promise.reach(Durability.STORED)
+            self._progress.settle(block.frame)
+        self._on_stored()
 
     def _pause(self, batch: Batch, *, parked: bool) -> float:
         """Seconds until the next attempt: exponential, capped, with jitter."""
@@ -462,11 +500,6 @@ class Flusher:
         if parked:
             return min(settings.parked_max_ms, settings.parked_first_ms * doubled) / 1000 * (0.5 + self._random() / 2)
         return min(settings.retry_max_ms, settings.retry_first_ms * doubled) / 1000 * self._random()
-
-    def _hurry(self) -> None:
-        for queue in self._queues.values():
-            for batch in (*queue.waiting, *queue.aside):
-                batch.due = 0.0
 
     def _alarm(self, table: str, what: str, message: str) -> None:
         """Log, but the same trouble of a table only every so often."""

@@ -59,9 +59,19 @@ class FrameNumbers:
         self._batch = 0
 
     @property
+    def place(self) -> Path:
+        """The slot's directory."""
+        return self._place
+
+    @property
     def gateway(self) -> str:
         """The gateway's identity as text, 16 hex digits."""
         return f"{self._identity:016x}"
+
+    @property
+    def upcoming(self) -> int:
+        """What ``next`` gives next, unless a new epoch begins there: then that is larger."""
+        return self._next
 
     def next(self) -> int:
         """A number that was never given before."""

@@ -3,13 +3,13 @@
 A row's bytes are counted from its request's admission until ClickHouse has it:
 
     reserved (what the request said) -> open columns (what it came to) -> block (compressed)
-        -> batch -> released
+        -> spooled -> batch -> released
+               '--(too much is held)--> released, and read from the spool when its turn has come
 
 A request writes into the open columns of its project and table, after a mark; it is kept whole or
 taken back whole. Open columns are cut into a block when they are large enough, all of them together
-when the first has waited long enough. A block's bytes are final: they are what an insert sends and
-what a spool would write. Between cut and ``take`` is the spool's place: a group of blocks is on disk
-before its receipts wake.
+when the first has waited long enough. A block's bytes are final: they are what the spool writes and
+what an insert sends.
 
 Nothing here waits. When the budget is spent, requests are refused with an estimate of when to return.
 """
@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 from gateway._native import Columns
+from gateway.delivery.block import Block, Durability, Promise, Receipt
+from gateway.delivery.drain import Drain
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.settings import Settings
 from gateway.errors import Overloaded, TooLarge
@@ -32,49 +32,8 @@ from gateway.schema import Table
 
 log = logging.getLogger(__name__)
 
-BLOCK_OVERHEAD_BYTES = 512
-"""What a block costs in memory beside its data."""
 OPEN_OVERHEAD_BYTES = 4096
 """What open columns may come to beyond their rows: a small block has more frame than picture."""
-RETRY_AFTER_MIN_S, RETRY_AFTER_MAX_S = 1, 10
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
-    """Cut columns. ``since``: the clock when its first row came. ``flushes``: see ``Flusher.flush``."""
-
-    table: str
-    project_id: str
-    frame: int
-    rows: int
-    data: bytes
-    since: float
-    flushes: int
-
-    @property
-    def held_bytes(self) -> int:
-        """What it costs the ring."""
-        return len(self.data) + BLOCK_OVERHEAD_BYTES
-
-
-class Receipt:
-    """What a commit gives: ``wait`` returns once the rows are as safe as their durability promises.
-
-    ``kept`` is the future of the group they were cut in; none when memory is all that was promised.
-    """
-
-    __slots__ = ("_kept",)
-
-    def __init__(self, kept: asyncio.Future[None] | None = None) -> None:
-        self._kept = kept
-
-    async def wait(self) -> None:
-        """Return when the rows are safe; raises what kept them from it."""
-        if self._kept is not None:
-            await asyncio.shield(self._kept)
-
-
-_IN_MEMORY = Receipt()
 
 
 class Stock:
@@ -111,10 +70,23 @@ class Stock:
 class _Open:
     """Open columns of one project and table, and what of them is counted so far."""
 
-    __slots__ = ("bytes_before", "columns", "held", "held_bytes", "key", "rows_before", "since", "stock")
+    __slots__ = (
+        "bytes_before",
+        "columns",
+        "durability",
+        "held",
+        "held_bytes",
+        "key",
+        "promise",
+        "rows_before",
+        "since",
+        "stock",
+    )
 
     def __init__(self, key: tuple[str, str], stock: Stock, since: float) -> None:
         self.key = key
+        self.durability = Durability.MEMORY
+        self.promise = Promise()
         self.stock = stock
         self.columns = stock.take()
         self.since = since
@@ -130,10 +102,11 @@ class RowsHandle:
     with the project's other requests.
     """
 
-    __slots__ = ("_bytes", "_opened", "_project_id", "_ring")
+    __slots__ = ("_bytes", "_durability", "_opened", "_project_id", "_ring")
 
-    def __init__(self, ring: Ring, project_id: str, expected_bytes: int) -> None:
+    def __init__(self, ring: Ring, project_id: str, expected_bytes: int, durability: Durability) -> None:
         self._ring = ring
+        self._durability = durability
         self._project_id = project_id
         self._bytes = expected_bytes
         self._opened: list[_Open] = []
@@ -162,13 +135,13 @@ class RowsHandle:
 
     def commit(self) -> Receipt:
         """Keep what was written. Raises Overloaded or TooLarge when it came to more than there is room for."""
-        receipt = self._ring.keep(self._opened, self._bytes)
+        receipt = self._ring.keep(self._opened, self._bytes, self._durability)
         self._opened, self._bytes = [], 0
         return receipt
 
 
 class Ring:
-    """One shard. ``take`` is given each block as it is cut; ``flushes`` numbers the flushes so far.
+    """One shard. ``take`` is given each block as it is cut.
 
     ``rows``: rows accepted and not yet released, per table. ``held_bytes``: of the budget, in use.
     """
@@ -188,7 +161,6 @@ class Ring:
         self.held_bytes = 0
         self.reserved_bytes = 0
         self.rows: dict[str, int] = {}
-        self.flushes = 0
         self.take: Callable[[Block], None]
         self._stocks = stocks
         self._settings = settings
@@ -197,7 +169,7 @@ class Ring:
         self._clock = clock
         self._open: dict[tuple[str, str], _Open] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._drain = _Drain(clock)
+        self._drain = Drain(clock)
 
     def reserve(self, wanted: int) -> None:
         """Count ``wanted`` bytes as held, or refuse."""
@@ -223,7 +195,7 @@ class Ring:
         opened.columns.mark()
         return opened
 
-    def keep(self, opened: list[_Open], reserved: int) -> Receipt:
+    def keep(self, opened: list[_Open], reserved: int, durability: Durability) -> Receipt:
         """Keep what was written since ``open``, at its real size instead of the reserved one."""
         grown = 0
         for each in opened:
@@ -234,7 +206,13 @@ class Ring:
             raise self._refusal(grown, extra=grown - reserved)
         self.held_bytes += grown - reserved
         self.reserved_bytes -= reserved
+        receipt = Receipt(
+            [each.promise for each in opened if each.columns.rows > each.rows_before],
+            durability,
+            stored_s_max=self._settings.stored_ms_max / 1000,
+        )
         for each in opened:
+            each.durability = max(each.durability, durability)
             self._count(each)
         if len(self._open) > self._settings.open_columns_max:
             self._cut_safely(list(self._open.values()))
@@ -242,7 +220,7 @@ class Ring:
             self._cut_safely([each for each in opened if each.columns.bytes >= self._settings.block_bytes])
         if self._timer is None and self._open:
             self._start_timer()
-        return _IN_MEMORY
+        return receipt
 
     def take_back(self, opened: list[_Open], reserved: int) -> None:
         """Forget what was written since ``open``, and the reservation."""
@@ -256,10 +234,23 @@ class Ring:
         self.reserved_bytes -= reserved
 
     def release(self, table: str, rows: int, held_bytes: int) -> None:
-        """ClickHouse has these rows."""
+        """Nothing is left to do for these rows."""
         self.held_bytes -= held_bytes
         self.rows[table] -= rows
         self._drain.add(held_bytes)
+
+    def forget(self, block: Block) -> None:
+        """A block is on disk alone now."""
+        self.held_bytes -= block.held_bytes
+        self._drain.add(block.held_bytes)
+
+    def hold(self, block: Block) -> None:
+        """A block was read from disk. This may go over the budget: accepted rows need not fit twice."""
+        self.held_bytes += block.held_bytes
+
+    def find(self, table: str, rows: int) -> None:
+        """Rows of an earlier life are on disk."""
+        self.rows[table] = self.rows.get(table, 0) + rows
 
     def cut(self) -> bool:
         """Cut all open columns into blocks; false when some could not be, which is logged."""
@@ -305,7 +296,16 @@ class Ring:
         rows, grown_to_bytes = columns.rows, columns.bytes
         frame = self._frames.next()
         data = columns.cut(frame=frame, frame_column=stock.frame_column, row_column=stock.row_column)
-        block = Block(stock.name, opened.key[0], frame, rows, data, opened.since, self.flushes)
+        block = Block(
+            stock.name,
+            opened.key[0],
+            frame,
+            rows,
+            data,
+            opened.since,
+            durability=opened.durability,
+            promise=opened.promise,
+        )
         self.held_bytes += block.held_bytes - opened.held_bytes
         self._put_away(opened, grown_to_bytes)
         self.take(block)
@@ -347,28 +347,3 @@ class Ring:
             log=f"shard {self.shard}: {self.held_bytes} of {self.bytes_max} bytes held, {wanted} more wanted",
             retry_after_s=self._drain.seconds(missing),
         )
-
-
-class _Drain:
-    """How fast bytes leave, over the last second or two."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._start = clock()
-        self._now_bytes = self._before_bytes = 0
-        self._before_s = 0.0
-
-    def add(self, released: int) -> None:
-        passed = self._clock() - self._start
-        if passed >= 1.0:
-            self._before_bytes, self._before_s = self._now_bytes, passed
-            self._now_bytes, self._start = 0, self._start + passed
-        self._now_bytes += released
-
-    def seconds(self, wanted: int) -> int:
-        """Whole seconds until ``wanted`` bytes have left at this rate, within the bounds of a Retry-After."""
-        passed = self._clock() - self._start + self._before_s
-        rate = (self._now_bytes + self._before_bytes) / max(passed, 0.001)
-        if rate <= 0:
-            return RETRY_AFTER_MAX_S
-        return max(RETRY_AFTER_MIN_S, min(RETRY_AFTER_MAX_S, math.ceil(wanted / rate)))

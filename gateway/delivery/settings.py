@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gateway.delivery.block import Durability
+
+_MAY_BE_ZERO = frozenset({"durability", "audit_ms", "spool_free_bytes_min", "stored_ms_max"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -34,10 +38,24 @@ class Settings:
     """The same where a person is needed: between half of it and all of it."""
     alarm_every_ms: float = 30_000.0
     """The same trouble with the same table is logged at most this often."""
+    durability: Durability = Durability.DISK
+    """What a receipt waits for where a project says nothing else."""
+    stored_ms_max: float = 10_000.0
+    """A receipt that is to wait until rows are stored waits this long, and then says that they are on disk."""
+    segment_bytes: int = 64 << 20
+    """Of disk; a spool's file."""
+    reserve_bytes: int = 4 << 20
+    """Of disk; kept free by the spool for its own book-keeping."""
+    spool_bytes_max: int = 10 << 30
+    """Of disk, for rows that are not stored yet."""
+    spool_free_bytes_min: int = 256 << 20
+    """Of disk; the spool takes nothing more when less than this is free."""
+    audit_ms: float = 120_000.0
+    """Stored rows stay in the spool this long: ClickHouse may lose what it has just acknowledged."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
-            if getattr(self, name) <= 0:
+            if getattr(self, name) <= 0 and name not in _MAY_BE_ZERO:
                 raise ValueError(f"delivery.{name} is {getattr(self, name)}; it has to be above 0")
         if self.shard_bytes_max < 4 * self.block_bytes:
             raise ValueError(

@@ -80,6 +80,11 @@ class Receipt(Protocol):
         """Returns when the rows are as safe as a 2xx says. Raises GatewayError when they will not be."""
         ...
 
+    @property
+    def durability(self) -> str:
+        """How safe they are, once ``wait`` has returned: memory, os, disk or stored."""
+        ...
+
 
 class OpenRows(Rows, Protocol):
     """The rows of one request, until they are committed or taken back."""
@@ -186,7 +191,6 @@ async def _story(
         with house.delivery.rows(tenant.project_id, len(content)) as rows:
             outcome = dialect.decode(request, content, _context(house, tenant, request), rows)
             receipt = rows.commit()
-        _count(house.metrics, dialect.name, outcome)
 
         # The rows hold all the body said: let it go before waiting.
         del sent, content
@@ -194,6 +198,8 @@ async def _story(
 
         # Acknowledge.
         await receipt.wait()
+        _count(house.metrics, dialect.name, outcome)
+        learnt.notices.append(("X-Durability", receipt.durability))
         learnt.notices += house.gate.count(tenant.project_id, outcome.rows)
     return dialect.accepted(request, outcome)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.delivery import Settings
+from gateway.delivery.block import Block
 from gateway.delivery.flusher import Queue
-from gateway.delivery.ring import Block
 from gateway.errors import Draining, Overloaded, TooLarge
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import Rig, answered, until
@@ -200,17 +200,15 @@ async def test_rows_that_cannot_be_cut_now_are_cut_later(plain: Rig, monkeypatch
     plain.check_counters()
 
 
-async def test_what_cannot_be_stored_by_the_deadline_is_counted_and_said(
-    open_rig: OpenRig, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_stop_says_what_waits_in_the_spool(open_rig: OpenRig, caplog: pytest.LogCaptureFixture) -> None:
     async with open_rig() as rig:
         rig.proxy.plan.extend([Fault("half_open")] * 10)
         rig.send(range(123))
-        with caplog.at_level(logging.ERROR):
-            assert await rig.delivery.stop(0.05) == {"things": 123}
-        assert "123 rows" in caplog.text
+        with caplog.at_level(logging.WARNING):
+            assert await rig.delivery.stop(0.05) == {}
+        assert "things: 123 rows wait in the spool" in caplog.text
         with pytest.raises(Draining):
-            rig.send([1])
+            rig.delivery.rows("p", 1)
         rig.check_counters()
 
 
@@ -235,8 +233,8 @@ async def test_a_flush_waits_for_what_was_accepted_and_not_for_what_comes_after(
 def test_projects_take_turns_in_a_batch() -> None:
     queue = Queue(THINGS)
     for frame in range(100):
-        queue.add(Block("things", "loud", frame, 10, b"x", float(frame), 0))
-    queue.add(Block("things", "quiet", 100, 10, b"x", 100.0, 0))
+        queue.add(Block("things", "loud", frame, 10, b"x", float(frame)))
+    queue.add(Block("things", "quiet", 100, 10, b"x", 100.0))
     taken = queue.take(40, 1 << 20)
     assert [block.frame for block in taken] == [0, 100, 1, 2]
     assert (queue.rows, queue.data_bytes, queue.since) == (970, 97, 3.0)
@@ -245,8 +243,8 @@ def test_projects_take_turns_in_a_batch() -> None:
 
 def test_a_block_larger_than_a_batch_goes_alone() -> None:
     queue = Queue(THINGS)
-    queue.add(Block("things", "p", 1, 1000, b"x" * 1000, 0.0, 0))
-    queue.add(Block("things", "p", 2, 1, b"x", 0.0, 0))
+    queue.add(Block("things", "p", 1, 1000, b"x" * 1000, 0.0))
+    queue.add(Block("things", "p", 2, 1, b"x", 0.0))
     assert [block.frame for block in queue.take(10, 10)] == [1]
     assert [block.frame for block in queue.take(10, 10)] == [2]
     assert queue.take(10, 10) == []

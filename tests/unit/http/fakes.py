@@ -60,6 +60,7 @@ class Promise:
         self.kept = asyncio.Event()
         self.kept.set()
         self.broken: GatewayError | None = None
+        self.durability = "disk"
 
     async def wait(self) -> None:
         self.waited_for.set()

@@ -1,0 +1,152 @@
+"""A block of rows on its way, and the promise about it that requests wait for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from enum import IntEnum
+
+from gateway.delivery.segments import Place
+from gateway.errors import WeirError
+
+BLOCK_OVERHEAD_BYTES = 512
+"""What a block costs in memory beside its data."""
+
+
+class Durability(IntEnum):
+    """How safe a row is: each includes those before it."""
+
+    MEMORY = 0
+    """in this process"""
+    OS = 1
+    """written: it survives the process"""
+    DISK = 2
+    """synced: it survives the machine"""
+    STORED = 3
+    """ClickHouse has it"""
+
+    @property
+    def word(self) -> str:
+        """As settings and replies spell it."""
+        return self.name.lower()
+
+
+class Promise:
+    """How safe the rows of one block are by now; ``until`` waits for more."""
+
+    __slots__ = ("_error", "_waiting", "reached")
+
+    def __init__(self) -> None:
+        self.reached = Durability.MEMORY
+        self._error: WeirError | None = None
+        self._waiting: list[tuple[Durability, asyncio.Future[None]]] = []
+
+    def reach(self, durability: Durability) -> None:
+        """The rows are this safe now."""
+        if durability <= self.reached or self._error is not None:
+            return
+        self.reached = durability
+        waiting, self._waiting = self._waiting, []
+        for wanted, waiter in waiting:
+            if wanted > durability:
+                self._waiting.append((wanted, waiter))
+            elif not waiter.done():
+                waiter.set_result(None)
+
+    def fail(self, error: WeirError) -> None:
+        """The rows are taken back: they will never be safer than this."""
+        self._error = error
+        waiting, self._waiting = self._waiting, []
+        for _, waiter in waiting:
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    async def until(self, durability: Durability) -> None:
+        """Return when the rows are this safe; raises what keeps them from it."""
+        if self._error is not None:
+            raise self._error
+        if self.reached < durability:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((durability, waiter))
+            await waiter
+
+
+class Block:
+    """Cut columns of one project and table.
+
+    ``data``: compressed Native, what an insert sends. ``since``: the clock when its first row came.
+    ``place``: where the spool has it, None before that and for what is kept in memory alone.
+    """
+
+    __slots__ = ("data", "durability", "frame", "place", "project_id", "promise", "rows", "since", "table")
+
+    def __init__(
+        self,
+        table: str,
+        project_id: str,
+        frame: int,
+        rows: int,
+        data: bytes,
+        since: float,
+        *,
+        durability: Durability = Durability.MEMORY,
+        promise: Promise | None = None,
+        place: Place | None = None,
+    ) -> None:
+        self.table = table
+        self.project_id = project_id
+        self.frame = frame
+        self.rows = rows
+        self.data = data
+        self.since = since
+        self.durability = durability
+        self.promise = promise or Promise()
+        self.place = place
+
+    @property
+    def on_disk(self) -> Place:
+        """Where the spool has it. Raises LookupError for a block that is in memory only."""
+        if self.place is None:
+            raise LookupError(f"frame {self.frame} is in memory only")
+        return self.place
+
+    @property
+    def held_bytes(self) -> int:
+        """What it costs in memory."""
+        return len(self.data) + BLOCK_OVERHEAD_BYTES
+
+
+class Receipt:
+    """What a commit gives: ``wait`` returns once the rows are as safe as was promised.
+
+    ``durability`` is how safe that is, once ``wait`` has returned.
+    """
+
+    __slots__ = ("_promises", "_reached", "_stored_s_max", "_wanted")
+
+    def __init__(self, promises: Sequence[Promise], wanted: Durability, *, stored_s_max: float) -> None:
+        self._promises = promises
+        self._wanted = wanted
+        self._stored_s_max = stored_s_max
+        self._reached = wanted
+
+    @property
+    def durability(self) -> str:
+        """memory, os, disk or stored."""
+        return self._reached.word
+
+    async def wait(self) -> None:
+        """Return when the rows are safe; raises what kept them from it.
+
+        Where storing takes longer than senders wait, the rows are on disk, and ``durability`` says so.
+        """
+        for promise in self._promises:
+            await promise.until(min(self._wanted, Durability.DISK))
+        if self._wanted < Durability.STORED:
+            return
+        try:
+            async with asyncio.timeout(self._stored_s_max):
+                for promise in self._promises:
+                    await promise.until(Durability.STORED)
+        except TimeoutError:
+            self._reached = Durability.DISK

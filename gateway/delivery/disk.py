@@ -1,0 +1,79 @@
+"""What the spool asks of a disk. A test puts another one here: one that fails, fills up, or forgets.
+
+All methods block and raise OSError. They are called by the writer's thread alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+_BUFFERS_MAX = 512
+"""Of one pwritev; the system takes 1,024."""
+
+
+class Disk:
+    """The real one."""
+
+    def create(self, path: Path, size: int) -> int:
+        """A new file of ``size`` zeros that are really there, open for writing; nothing is left of it on failure."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except BaseException:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise
+        return descriptor
+
+    def write(self, descriptor: int, buffers: Sequence[bytes], offset: int) -> None:
+        """Write all of ``buffers`` at ``offset``, however the system cuts it up."""
+        for start in range(0, len(buffers), _BUFFERS_MAX):
+            some = list(buffers[start : start + _BUFFERS_MAX])
+            while some:
+                written = os.pwritev(descriptor, some, offset)
+                offset += written
+                ends = list(accumulate(map(len, some)))
+                whole = sum(1 for end in ends if end <= written)
+                rest = written - (ends[whole - 1] if whole else 0)
+                some = some[whole:]
+                if rest:
+                    some[0] = some[0][rest:]
+
+    def sync(self, descriptor: int) -> None:
+        """Return when what was written is on the medium."""
+        os.fdatasync(descriptor)
+
+    def sync_file(self, descriptor: int) -> None:
+        """The same with all the file's metadata: for a new one."""
+        os.fsync(descriptor)
+
+    def sync_directory(self, path: Path) -> None:
+        """Return when the names in a directory are on the medium."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def leave(self, descriptor: int, size: int) -> None:
+        """Close a file for ever and give back what lies behind its first ``size`` bytes."""
+        try:
+            os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close a file as it is."""
+        os.close(descriptor)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file's name, if it is there."""
+        path.unlink(missing_ok=True)
+
+    def free_bytes(self, path: Path) -> int:
+        """What this process may still write on the disk of ``path``."""
+        there = os.statvfs(path)
+        return there.f_bavail * there.f_frsize

@@ -1,0 +1,325 @@
+"""The spool's files: what a segment and its frames look like, byte by byte, and how they are read.
+
+A slot's directory holds segments, ``SEGMENT-EPOCH-GATEWAY.seg`` in 8, 5 and 16 hex digits. What is in
+the name is also in the header; a segment whose header is damaged is read by its name.
+
+    segment   header, then frames without gaps, each beginning at a multiple of 8, then zeros
+    header    0 magic "WEIRSPL\\n" | 8 version u32 | 12 slot u32 | 16 gateway u64 | 24 epoch u32
+              | 28 segment u32 | 32 zeros | 60 CRC32C of the 60 before                     (64 bytes)
+    frame     0 magic | 4 CRC of the head | 8 CRC of the payload | 12 payload bytes u32
+              | 16 type u8 | 17 table bytes u8 | 18 project bytes u8 | 19 zero | 20 rows u32
+              | 24 number u64 | 32 milliseconds since 1970 u64 | 40 origin u32 | 44 zeros  (48 bytes)
+              | table | project | payload | zeros up to a multiple of 8
+    DATA      one block of one table, compressed: the very bytes an insert sends. ``number`` is the
+              block's frame number. With an ``origin`` it is a copy and takes the place of the frame of
+              that number in segment ``origin``.
+    SEAL      a batch: token bytes u8 | token | (segment u64, frame number u64) of each of its blocks
+    DONE      the same without token (0): ClickHouse has these frames
+    SKIP      the same: these frames are not to be inserted (dead-lettered, damaged, or never promised)
+
+All numbers are little-endian. Both CRCs are CRC32C, seeded with (gateway, epoch, segment, offset of
+the frame): a frame that is left over from another file, or was written to another place, does not
+pass. The head's covers all of the head behind it and both names, so that a chain of heads can be
+walked without reading payloads.
+
+Invariants, which the spool keeps and the reader may rely on:
+  * A segment is written from front to back, by one process, and never again after it was left.
+  * A frame that was acknowledged is followed by whole frames or by zeros, unless the disk lied.
+  * Of one frame number there are several frames only where all but the first name an origin.
+  * A SEAL, DONE or SKIP stands behind what it names; it is removed no earlier than that.
+
+Nothing here trusts a length: what does not pass is *damage*, and reading goes on at the next frame
+that does pass.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from gateway._native import crc32c
+
+VERSION = 1
+MAGIC = b"WEIRSPL\n"
+FRAME_MAGIC = b"\xf5WF\n"
+HEADER_BYTES = 64
+HEAD_BYTES = 48
+ALIGNMENT = 8
+NAME_BYTES_MAX = 255
+
+_HEADER = struct.Struct("<8sIIQII28x")
+_HEAD = struct.Struct("<4sIIIBBBxIQQI4x")
+_BEHIND_HEAD_CRC = struct.Struct("<IIBBBxIQQI4x")
+_SEED = struct.Struct("<QIIQ")
+_CRC = struct.Struct("<I")
+_NAME = re.compile(r"([0-9a-f]{8})-([0-9a-f]{5})-([0-9a-f]{16})\.seg")
+_WINDOW_BYTES = 1 << 20
+
+
+class Kind(IntEnum):
+    """The type of a frame."""
+
+    DATA = 1
+    SEAL = 2
+    DONE = 3
+    SKIP = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentName:
+    """What tells one segment from every other there ever was."""
+
+    number: int
+    epoch: int
+    gateway: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.number:08x}-{self.epoch:05x}-{self.gateway:016x}.seg"
+
+    def seed(self, offset: int) -> int:
+        """What the CRCs of a frame at ``offset`` begin with."""
+        return crc32c(_SEED.pack(self.gateway, self.epoch, self.number, offset))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a frame is: its segment, and its first byte and its size there."""
+
+    segment: int
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame without its payload, as found at ``place``."""
+
+    place: Place
+    kind: Kind
+    number: int
+    table: str
+    project_id: str
+    rows: int
+    at_ms: int
+    origin: int
+    payload_crc: int
+    payload_at: int
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes of a segment that are no frame."""
+
+    place: Place
+
+
+Member = tuple[int, int]
+"""A frame in a SEAL, DONE or SKIP: (segment, frame number)."""
+
+
+def segment_name(path: Path) -> SegmentName | None:
+    """What a file's name says; None when it is not a segment's."""
+    found = _NAME.fullmatch(path.name)
+    return SegmentName(*(int(group, 16) for group in found.groups())) if found else None
+
+
+def header(name: SegmentName, slot: int) -> bytes:
+    """The first bytes of a segment."""
+    start = _HEADER.pack(MAGIC, VERSION, slot, name.gateway, name.epoch, name.number)
+    return start + _CRC.pack(crc32c(start))
+
+
+def header_fault(name: SegmentName, start: bytes) -> str:
+    """What is wrong with a segment's first bytes, in words; empty when nothing is."""
+    if len(start) < HEADER_BYTES or crc32c(start[:60]) != _CRC.unpack_from(start, 60)[0]:
+        return "its header is damaged"
+    magic, version, _, gateway, epoch, number = _HEADER.unpack_from(start)
+    if magic != MAGIC:
+        return "it is not a segment of a spool"
+    if version != VERSION:
+        return f"it is of format version {version}, and this version reads {VERSION}"
+    if SegmentName(number, epoch, gateway) != name:
+        return "it is another segment under this name"
+    return ""
+
+
+def framed(
+    name: SegmentName,
+    offset: int,
+    kind: Kind,
+    number: int,
+    payload: bytes,
+    *,
+    table: str = "",
+    project_id: str = "",
+    rows: int = 0,
+    at_ms: int = 0,
+    origin: int = 0,
+) -> tuple[bytes, int]:
+    """What stands before ``payload`` in a frame at ``offset``, and how many zeros behind it."""
+    table_bytes, project_bytes = table.encode(), project_id.encode()
+    seed = name.seed(offset)
+    behind = _BEHIND_HEAD_CRC.pack(
+        crc32c(payload, seed),
+        len(payload),
+        kind,
+        len(table_bytes),
+        len(project_bytes),
+        rows,
+        number,
+        at_ms,
+        origin,
+    )
+    rest = behind + table_bytes + project_bytes
+    head = FRAME_MAGIC + _CRC.pack(crc32c(rest, seed)) + rest
+    return head, -(len(head) + len(payload)) % ALIGNMENT
+
+
+def framed_bytes(payload_bytes: int, table: str = "", project_id: str = "") -> int:
+    """The size of a frame on disk."""
+    unpadded = HEAD_BYTES + len(table.encode()) + len(project_id.encode()) + payload_bytes
+    return unpadded + -unpadded % ALIGNMENT
+
+
+def listed(members: Sequence[Member], token: str = "") -> bytes:
+    """The payload of a SEAL (with its token), DONE or SKIP."""
+    text = token.encode("ascii")
+    flat = [part for member in members for part in member]
+    return bytes((len(text),)) + text + struct.pack(f"<{len(flat)}Q", *flat)
+
+
+def members_of(payload: bytes) -> tuple[str, list[Member]]:
+    """(token, members) of such a payload, whose CRC has passed."""
+    start = 1 + payload[0]
+    flat = struct.unpack_from(f"<{(len(payload) - start) // 8}Q", payload, start)
+    return payload[1:start].decode("ascii"), list(zip(flat[::2], flat[1::2], strict=True))
+
+
+class SegmentReader:
+    """Reads one segment file. A context manager; raises OSError where the disk does.
+
+    ``end`` is where to stop, the file's size unless less of it is known to be written.
+    """
+
+    def __init__(self, path: Path, name: SegmentName, end: int | None = None) -> None:
+        self.name = name
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        size = os.fstat(self._descriptor).st_size
+        self.end = size if end is None else min(end, size)
+
+    def __enter__(self) -> SegmentReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def header_fault(self) -> str:
+        """What is wrong with the header; empty when nothing is."""
+        return header_fault(self.name, self._read(0, HEADER_BYTES))
+
+    def frames(self, offset: int = HEADER_BYTES, *, whole: bool = False) -> Iterator[Frame | Damage]:
+        """All frames from ``offset`` on, and what is between them. ``whole``: check the payloads too."""
+        while offset < self.end:
+            frame = self.frame(offset)
+            if frame is not None and (not whole or self.payload(frame) is not None):
+                yield frame
+                offset = frame.place.offset + frame.place.bytes
+                continue
+            found = self._next(offset, frame)
+            dirty = self._last_byte(offset, self.end if found is None else found.place.offset)
+            if dirty > offset:
+                yield Damage(Place(self.name.number, offset, dirty - offset))
+            if found is None:
+                return
+            offset = found.place.offset
+
+    def frame(self, offset: int) -> Frame | None:
+        """The frame at ``offset`` if its head passes; its payload is not read."""
+        start = self._read(offset, HEAD_BYTES + 2 * NAME_BYTES_MAX)
+        if len(start) < HEAD_BYTES or not start.startswith(FRAME_MAGIC):
+            return None
+        _, crc, payload_crc, payload_bytes, kind, table_bytes, project_bytes, rows, number, at_ms, origin = (
+            _HEAD.unpack_from(start)
+        )
+        names_end = HEAD_BYTES + table_bytes + project_bytes
+        if len(start) < names_end or crc32c(start[8:names_end], self.name.seed(offset)) != crc:
+            return None
+        whole_bytes = names_end + payload_bytes
+        whole_bytes += -whole_bytes % ALIGNMENT
+        if offset + whole_bytes > self.end or kind not in Kind.__members__.values():
+            return None
+        return Frame(
+            Place(self.name.number, offset, whole_bytes),
+            Kind(kind),
+            number,
+            start[HEAD_BYTES : HEAD_BYTES + table_bytes].decode(),
+            start[HEAD_BYTES + table_bytes : names_end].decode(),
+            rows,
+            at_ms,
+            origin,
+            payload_crc,
+            offset + names_end,
+            payload_bytes,
+        )
+
+    def payload(self, frame: Frame) -> bytes | None:
+        """The payload of a frame, None when it is damaged."""
+        payload = self._read(frame.payload_at, frame.payload_bytes)
+        if (
+            len(payload) < frame.payload_bytes
+            or crc32c(payload, self.name.seed(frame.place.offset)) != frame.payload_crc
+        ):
+            return None
+        return payload
+
+    def raw(self, place: Place) -> Iterator[bytes]:
+        """The bytes at a place, in pieces."""
+        for start in range(place.offset, place.offset + place.bytes, _WINDOW_BYTES):
+            yield self._read(start, min(_WINDOW_BYTES, place.offset + place.bytes - start))
+
+    def _next(self, offset: int, damaged: Frame | None) -> Frame | None:
+        """The first whole frame behind ``offset``; ``damaged`` is the one there, if only its payload is."""
+        if damaged is not None:
+            following = self.frame(damaged.place.offset + damaged.place.bytes)
+            if following is not None and self.payload(following) is not None:
+                return following
+        start = offset + ALIGNMENT
+        while start < self.end:
+            window = self._read(start, _WINDOW_BYTES + len(FRAME_MAGIC))
+            at = window.find(FRAME_MAGIC)
+            while 0 <= at < _WINDOW_BYTES:
+                if (start + at) % ALIGNMENT == 0:
+                    frame = self.frame(start + at)
+                    if frame is not None and self.payload(frame) is not None:
+                        return frame
+                at = window.find(FRAME_MAGIC, at + 1)
+            start += _WINDOW_BYTES
+        return None
+
+    def _last_byte(self, start: int, end: int) -> int:
+        """Behind the last byte of [start, end) that is not zero; ``start`` when all are."""
+        while start < end:
+            length = min(_WINDOW_BYTES, end - start)
+            kept = self._read(end - length, length).rstrip(b"\0")
+            if kept:
+                return end - length + len(kept)
+            end -= length
+        return start
+
+    def _read(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes, fewer at the end."""
+        wanted = min(length, self.end - offset)
+        pieces = b""
+        while len(pieces) < wanted:
+            piece = os.pread(self._descriptor, wanted - len(pieces), offset + len(pieces))
+            if not piece:
+                break
+            pieces = pieces + piece if pieces else piece
+        return pieces

@@ -1,0 +1,360 @@
+"""Group commit: one thread writes what many requests wait for, with one write and one sync.
+
+While one group is being synced the next one gathers, so a slow disk makes groups larger, not the
+queue longer. An entry's ``kept`` is called on the event loop once it is as safe as it asked for, or its
+``failed`` with the OSError that kept it from it.
+
+After a failed sync nobody knows what the file holds, and the next sync of it would succeed without the
+data. So that file is left for ever, everything in the group fails, and the next group goes into a new
+one, after a pause that grows while it goes on failing.
+
+Only entries that keep the service going (SEAL, DONE, SKIP) may use the reserve, a file that is there
+to be removed when the disk is full: without them nothing could be drained, and no room come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.delivery.disk import Disk
+from gateway.delivery.segments import (
+    ALIGNMENT,
+    HEADER_BYTES,
+    Kind,
+    Place,
+    SegmentName,
+    framed,
+    framed_bytes,
+    header,
+)
+
+log = logging.getLogger(__name__)
+
+RESERVE = "reserve"
+GROUP_BYTES_MAX = 8 << 20
+"""Of one write; more waits for the next."""
+SEGMENT_BYTES_MIN = 64 << 10
+"""A disk that has no room for a whole segment may have some for this much."""
+PAUSE_FIRST_S, PAUSE_MAX_S = 0.05, 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A frame to be written. ``synced``: on the medium, rather than with the system.
+
+    ``failed`` is told the segment that may hold the frame all the same, None when none does.
+    ``written``, where given, is called on the loop as soon as the system has the frame.
+    """
+
+    kind: Kind
+    payload: bytes
+    kept: Callable[[Place], None]
+    failed: Callable[[OSError, int | None], None]
+    number: int = 0
+    table: str = ""
+    project_id: str = ""
+    rows: int = 0
+    at_ms: int = 0
+    origin: int = 0
+    synced: bool = True
+    written: Callable[[], None] | None = None
+
+    @property
+    def framed_bytes(self) -> int:
+        return framed_bytes(len(self.payload), self.table, self.project_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A new segment, ``bytes`` large on disk."""
+
+    name: SegmentName
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A segment that is not written any more, ``bytes`` large from now on."""
+
+    segment: int
+    bytes: int
+
+
+class _Active:
+    """The segment that is written into."""
+
+    __slots__ = ("descriptor", "dirty", "name", "offset", "path", "size")
+
+    def __init__(self, name: SegmentName, path: Path, descriptor: int, size: int) -> None:
+        self.name, self.path, self.descriptor, self.size = name, path, descriptor, size
+        self.offset = HEADER_BYTES
+        self.dirty = False
+
+
+class Writer:
+    """The thread that writes a slot's segments, numbered from ``first`` on.
+
+    ``tell`` is called on the loop for each segment opened and left, before the entries in it end.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        gateway: int,
+        epoch: int,
+        slot: int,
+        first: int,
+        segment_bytes: int,
+        reserve_bytes: int,
+        tell: Callable[[Opened | Left], None],
+        disk: Disk,
+    ) -> None:
+        self._directory = directory
+        self._gateway, self._epoch, self._slot = gateway, epoch, slot
+        self._number = first
+        self._segment_bytes = segment_bytes
+        self._reserve_bytes = reserve_bytes
+        self._tell = tell
+        self._disk = disk
+        self._queue: queue.SimpleQueue[Entry | Path | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._active: _Active | None = None
+        self._pause_s = 0.0
+        self._next_try = 0.0
+        self.failures = 0
+        """Groups that failed since the last one that did not."""
+
+    def start(self) -> None:
+        """Begin to write; entries may have come before. On the loop that is to be told."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name=f"spool-{self._slot:02d}", daemon=True)
+        self._thread.start()
+
+    def append(self, entry: Entry) -> None:
+        """Line up an entry. Entries are written in the order they come."""
+        self._queue.put(entry)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file once everything that was lined up before is written."""
+        self._queue.put(path)
+
+    async def stop(self) -> None:
+        """Return when everything that was lined up is written, or has failed."""
+        self._queue.put(None)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        try:
+            self._keep_reserve()
+            while True:
+                entries, removed, last = self._gathered()
+                if entries:
+                    self._write(entries)
+                for path in removed:
+                    self._remove(path)
+                if last:
+                    break
+        finally:
+            self._leave()
+
+    def _gathered(self) -> tuple[list[Entry], list[Path], bool]:
+        """What has come up to now, at least one thing."""
+        entries: list[Entry] = []
+        removed: list[Path] = []
+        gathered_bytes = 0
+        item = self._queue.get()
+        while True:
+            if item is None:
+                return entries, removed, True
+            if isinstance(item, Entry):
+                entries.append(item)
+                gathered_bytes += len(item.payload)
+            else:
+                removed.append(item)
+            if gathered_bytes >= GROUP_BYTES_MAX:
+                return entries, removed, False
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return entries, removed, False
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        wait_s = self._next_try - time.monotonic()
+        if wait_s > 0:
+            time.sleep(wait_s)
+        rest = list(entries)
+        while rest:
+            try:
+                rest = self._write_some(rest)
+            except OSError as error:
+                # Data may have no room where what keeps the service going still has.
+                failed = [entry for entry in rest if self._active is not None or entry.kind == Kind.DATA]
+                failed = failed or rest
+                rest = [entry for entry in rest if entry not in failed]
+                self._abandon(failed, error)
+                return self._write(rest) if rest else None
+        self.failures, self._pause_s = 0, 0.0
+        return None
+
+    def _write_some(self, entries: list[Entry]) -> list[Entry]:
+        """Write what fits into one segment; returns the rest."""
+        active = self._room(entries)
+        buffers: list[bytes] = []
+        places: list[Place] = []
+        offset = active.offset
+        for entry in entries:
+            size = entry.framed_bytes
+            if offset + size > active.size:
+                break
+            head, zeros = framed(
+                active.name,
+                offset,
+                entry.kind,
+                entry.number,
+                entry.payload,
+                table=entry.table,
+                project_id=entry.project_id,
+                rows=entry.rows,
+                at_ms=entry.at_ms,
+                origin=entry.origin,
+            )
+            buffers += (head, entry.payload + bytes(zeros) if zeros else entry.payload)
+            places.append(Place(active.name.number, offset, size))
+            offset += size
+        written = entries[: len(places)]
+        self._disk.write(active.descriptor, buffers, active.offset)
+        active.offset, active.dirty = offset, True
+        early = [entry.written for entry in written if entry.written is not None]
+        if early:
+            self._call(_all, early)
+        if any(entry.synced for entry in written):
+            self._disk.sync(active.descriptor)
+            active.dirty = False
+        self._call(_kept, written, places)
+        return entries[len(places) :]
+
+    def _room(self, entries: Sequence[Entry]) -> _Active:
+        """The active segment with room for the first of ``entries``."""
+        wanted = entries[0].framed_bytes
+        if self._active is not None and self._active.offset + wanted <= self._active.size:
+            return self._active
+        self._leave()
+        vital = entries[0].kind != Kind.DATA
+        for size in self._sizes(HEADER_BYTES + wanted):
+            try:
+                return self._open(size)
+            except OSError as error:
+                failure = error
+        if vital and self._release_reserve():
+            return self._open(max(SEGMENT_BYTES_MIN, HEADER_BYTES + wanted + -wanted % ALIGNMENT))
+        raise failure
+
+    def _sizes(self, least: int) -> Iterator[int]:
+        size = max(self._segment_bytes, least)
+        while size > max(SEGMENT_BYTES_MIN, least):
+            yield size
+            size //= 4
+        yield max(SEGMENT_BYTES_MIN, least)
+
+    def _open(self, size: int) -> _Active:
+        name = SegmentName(self._number, self._epoch, self._gateway)
+        path = self._directory / name.file
+        # Whatever becomes of this file, its number is not used again.
+        self._number += 1
+        descriptor = self._disk.create(path, size)
+        try:
+            self._disk.write(descriptor, [header(name, self._slot)], 0)
+            self._disk.sync_file(descriptor)
+            self._disk.sync_directory(self._directory)
+        except OSError:
+            self._disk.close(descriptor)
+            self._remove(path)
+            raise
+        self._active = _Active(name, path, descriptor, size)
+        self._call(self._tell, Opened(name, size))
+        return self._active
+
+    def _leave(self) -> None:
+        """Be done with the active segment, if there is one; what it holds is synced first."""
+        active, self._active = self._active, None
+        if active is None:
+            return
+        try:
+            if active.dirty:
+                self._disk.sync(active.descriptor)
+        except OSError as error:
+            log.error("spool: %s could not be synced when it was left: %s", active.name.file, error.strerror)  # noqa: TRY400
+        try:
+            self._disk.leave(active.descriptor, active.offset)
+        except OSError as error:
+            log.warning("spool: %s keeps its room: %s", active.name.file, error.strerror)
+            active.offset = active.size
+        self._call(self._tell, Left(active.name.number, active.offset))
+
+    def _abandon(self, entries: list[Entry], error: OSError) -> None:
+        """Fail entries and never touch the file they were meant for again."""
+        active, self._active = self._active, None
+        if active is not None:
+            try:
+                self._disk.close(active.descriptor)
+            except OSError:
+                log.warning("spool: %s could not be closed", active.name.file)
+            self._call(self._tell, Left(active.name.number, active.size))
+        self.failures += 1
+        self._pause_s = min(PAUSE_MAX_S, max(PAUSE_FIRST_S, 2 * self._pause_s))
+        self._next_try = time.monotonic() + self._pause_s
+        self._call(_failed, entries, error, active.name.number if active is not None else None)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            self._disk.remove(path)
+            self._disk.sync_directory(self._directory)
+        except OSError as error:
+            log.warning("spool: %s could not be removed: %s", path.name, error.strerror)
+        self._keep_reserve()
+
+    def _keep_reserve(self) -> None:
+        """See that the reserve is there; without room it is made when some comes back."""
+        path = self._directory / RESERVE
+        try:
+            if not path.exists():
+                self._disk.close(self._disk.create(path, self._reserve_bytes))
+        except OSError as error:
+            log.warning("spool: no room for a reserve: %s", error.strerror)
+
+    def _release_reserve(self) -> bool:
+        path = self._directory / RESERVE
+        there = path.exists()
+        self._disk.remove(path)
+        return there
+
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            log.debug("spool: the loop is closed; nobody is left to be told")
+
+
+def _all(functions: Sequence[Callable[[], None]]) -> None:
+    for function in functions:
+        function()
+
+
+def _kept(entries: Sequence[Entry], places: Sequence[Place]) -> None:
+    for entry, place in zip(entries, places, strict=True):
+        entry.kept(place)
+
+
+def _failed(entries: Sequence[Entry], error: OSError, segment: int | None) -> None:
+    for entry in entries:
+        entry.failed(error, segment)
