@@ -83,6 +83,31 @@ class DatasetRecord(msgspec.Struct, frozen=True):
     fields: tuple[tuple[str, str], ...] | None
 
 
+class AlertRecord(msgspec.Struct, frozen=True):
+    """What a project wants to be told of: logs for which all of it holds; empty texts and no levels always hold.
+
+    ``levels``: names of levels, or ``heartbeat`` alone: then it is told that none came for ``timeout_s``,
+    which other alerts do not have. ``cooldown_s``: for how long after ``last_fired_at`` nothing is told.
+    ``last_outcome``: what became of telling it, empty before.
+    """
+
+    id: int
+    project_id: str
+    project_slug: str
+    name: str
+    levels: tuple[str, ...]
+    contains: str
+    context_key: str
+    context_value: str
+    timeout_s: int | None
+    cooldown_s: int
+    webhook_url: str
+    enabled: bool
+    created_at: datetime
+    last_fired_at: datetime | None
+    last_outcome: str
+
+
 @dataclass(frozen=True, slots=True)
 class KeyTable:
     """All keys at one moment. ``change`` is the number of the last change in it.
