@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _READ_BYTES = 256 << 10
 _BACKLOG = 1024
+_TURNS = 3
 _SWEEP_S = 0.5
 # A sender that is still writing sees our refusal only if we read on until it is done; for this long.
 _DRAIN_BYTES_MAX = 64 << 20
@@ -112,14 +113,17 @@ class Listener:
         """
         ends_s = asyncio.get_running_loop().time() + deadline_s
         self._leaving = self._stopping = True
-        if deadline_s > 0:
-            await self._accept_those_waiting()
+        waiting = self._accepted() if deadline_s > 0 else []
         for server in self._servers:
             server.close()
         for one in self._sockets:  # which a start that failed gave to no server
             one.close()
-        # What the kernel has given us a moment ago is a connection only with the loop's next turn.
-        await asyncio.sleep(0)
+        for one in waiting:
+            with suppress(OSError):
+                await asyncio.get_running_loop().connect_accepted_socket(self._connection, one)
+        # What the kernel has given us a moment ago is a connection only after some turns of the loop.
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         await self._until_quiet(min(linger_s, deadline_s))
         for connection in list(self.connections):
             if connection.idle:
@@ -135,17 +139,17 @@ class Listener:
         if self._http is not None:
             await self._http.shutdown(0.1)
 
-    async def _accept_those_waiting(self) -> None:
-        """Takes connections the kernel has made for us and we have not seen: a close would reset them."""
-        loop = asyncio.get_running_loop()
+    def _accepted(self) -> list[socket.socket]:
+        """Connections the kernel has made for us and we have not seen: a close would reset them.
+
+        All at once: while the loop turns, those who were answered come back as new ones.
+        """
+        accepted = []
         for one in self._sockets:
-            for _ in range(_BACKLOG):
-                try:
-                    accepted, _ = one.accept()
-                except OSError:  # none is left
-                    break
-                with suppress(OSError):
-                    await loop.connect_accepted_socket(self._connection, accepted)
+            with suppress(OSError):  # none is left
+                for _ in range(_BACKLOG + 1):
+                    accepted.append(one.accept()[0])
+        return accepted
 
     async def _until_quiet(self, seconds: float) -> None:
         """Returns when there are no connections and no requests any more, or after so long."""

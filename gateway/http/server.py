@@ -15,7 +15,7 @@ from gateway.http import cors, probes
 from gateway.http.api import Api
 from gateway.http.body import Incoming
 from gateway.http.ingest import Ingest, ingest, sent_request_id
-from gateway.http.listener import LINGER_S, Listener, Patience
+from gateway.http.listener import LINGER_S, Listener, Patience, unforeseen
 from gateway.http.probes import Probes
 from gateway.http.routes import Routes
 
@@ -39,12 +39,24 @@ class IngestServer:
         """The addresses it listens on, in the order asked for. Raises OSError when one is taken."""
         return await self._listener.start()
 
+    def leave(self) -> None:
+        """A stop will follow: every answer from now on asks its sender to go elsewhere."""
+        self._listener.leave()
+
     async def stop(self, deadline_s: float, linger_s: float = LINGER_S) -> None:
         """No new connections; requests are answered, for at most ``deadline_s``; idle connections have ``linger_s``."""
         await self._listener.stop(deadline_s, linger_s)
 
+    def hurry(self, deadline_s: float) -> None:
+        """A stop that is under way ends within ``deadline_s``."""
+        self._listener.hurry(deadline_s)
+
     async def _answer(self, request: web.BaseRequest, incoming: Incoming) -> Reply:
-        reply = await self._reply(request, incoming)
+        try:
+            reply = await self._reply(request, incoming)
+        except Exception as surprise:
+            # Here and not below, so that a page can read it too.
+            reply = unforeseen(surprise)
         origin = request.headers.get("origin")
         if origin is None or request.method != "POST":
             return reply

@@ -154,6 +154,21 @@ async def test_every_answer_to_a_post_may_be_read_by_an_allowed_page_and_by_no_o
         assert [cors_of(answers[origin][1]) for origin in (STRANGER, "null")] == [{"vary": "Origin"}] * 2
 
 
+async def test_an_answer_to_a_bug_outside_the_story_may_be_read_too() -> None:
+    def claims(key: str | None) -> bool:
+        raise RuntimeError("a bug")
+
+    house = House()
+    house.gate.origins = {PAGE}
+    server = IngestServer(["127.0.0.1:0"], house.ingest, [lines(claims=claims)])
+    [address] = await server.start()
+    try:
+        status, headers, _ = await ask(address, "POST", "/lines", {"Origin": PAGE, "X-API-Key": KEY}, b"one")
+    finally:
+        await server.stop(WAIT_S)
+    assert (status, headers["retry-after"], headers["access-control-allow-origin"]) == (503, "1", PAGE)
+
+
 async def test_a_beacon_needs_no_asking() -> None:
     async with house_for_pages() as (house, address):
         headers = {"Origin": PAGE, "X-API-Key": KEY, "Content-Type": "text/plain;charset=UTF-8"}

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import ClassVar
 
 import pytest
+import uvloop
 from aiohttp import http_parser
 
 from gateway.config import Limits
@@ -231,7 +232,7 @@ async def test_a_bug_outside_the_story_is_503_and_quotes_nothing(caplog: pytest.
     async with serving(house, lines(claims=claims)) as address:
         client = await Client.to(address)
         status, headers, body = await client.post(b"one")
-        assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+        assert (status, headers["retry-after"]) == (503, "1")
         assert KEY.encode() not in body
     [record] = caplog.records
     assert vars(record)["exception_type"] == "RuntimeError"
@@ -360,6 +361,76 @@ async def test_a_stop_answers_those_in_flight_and_takes_no_more() -> None:
         assert await client.closed() == b""
     await asyncio.wait_for(stopping, WAIT_S)
     assert sorted(house.shelf.texts) == ["one", "two"]
+    house.check_sums()
+
+
+async def test_who_leaves_takes_all_that_comes_and_asks_each_sender_to_go_elsewhere() -> None:
+    house = House()
+    server = IngestServer(["127.0.0.1:0"], house.ingest, [lines()])
+    [address] = await server.start()
+    stays = await Client.to(address)
+    status, headers, _ = await stays.post(b"one")
+    assert (status, headers.get("connection")) == (200, None)
+    server.leave()
+    new = await Client.to(address)
+    for client, body, expected in ((stays, b"two", 200), (new, b"bad", 400)):
+        status, headers, _ = await client.post(body)
+        assert (status, headers["connection"]) == (expected, "close")
+        assert await client.closed() == b""
+    # One that has had no answer since is still there when the stop begins, and is served once more.
+    idle = await Client.to(address)
+    await until(lambda: len(server._listener.connections) == 1)
+    stopping = asyncio.create_task(server.stop(WAIT_S, linger_s=WAIT_S))
+    status, headers, _ = await idle.post(b"three")
+    assert (status, headers["connection"]) == (200, "close")
+    assert await idle.closed() == b""
+    await asyncio.wait_for(stopping, WAIT_S)
+    assert house.shelf.texts == ["one", "two", "three"]
+    house.check_sums()
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_senders_that_never_pause_see_no_reset_and_no_refusal_until_the_listening_ends(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Each posts on one connection until it is closed, then on a new one, while the server leaves and stops."""
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_leave_and_stop_under_load())
+
+
+async def _leave_and_stop_under_load() -> None:
+    house = House()
+    server = IngestServer(["127.0.0.1:0"], house.ingest, [lines()])
+    [address] = await server.start()
+    sent, turned_away, stopping = 0, 0, False
+
+    async def sender() -> None:
+        nonlocal sent, turned_away
+        client = await Client.to(address)
+        while True:
+            status, headers, _ = await client.post(b"one")
+            assert status == 200
+            sent += 1
+            if headers.get("connection") != "close":
+                continue
+            assert await client.closed() == b""
+            client.close()
+            turned_away += 1
+            try:
+                client = await Client.to(address)
+            except ConnectionRefusedError:
+                assert stopping
+                return
+
+    senders = [asyncio.create_task(sender()) for _ in range(20)]
+    await until(lambda: sent > 200)
+    assert turned_away == 0
+    server.leave()
+    await until(lambda: turned_away > 200)
+    stopping = True
+    await asyncio.wait_for(server.stop(WAIT_S), WAIT_S)
+    await asyncio.gather(*senders)
+    assert len(house.shelf.texts) == sent
     house.check_sums()
 
 
