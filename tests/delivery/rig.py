@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from gateway.delivery import Delivery, Settings
 from gateway.delivery.block import Receipt
 from gateway.delivery.clickhouse import ClickHouse
+from gateway.delivery.disk import Disk
 from gateway.delivery.frames import FrameNumbers
 from gateway.metrics import Metrics
 from gateway.schema import Table
@@ -160,11 +161,16 @@ async def rig(
     tables: Sequence[Table] = (THINGS,),
     insert_timeout_s: float = 10.0,
     clock: Callable[[], float] = time.monotonic,
+    disk: Disk | None = None,
+    database: str = "",
+    plan: Sequence[Fault] = (),
     **settings: Any,
 ) -> AsyncIterator[Rig]:
-    """A started rig on a database of its own."""
-    database = f"{directory.name}_{random.getrandbits(32):08x}".replace("-", "_")
+    """A started rig on a database of its own, or on one that another rig has and drops; ``plan``: see Proxy."""
+    own_database = not database
+    database = database or f"{directory.name}_{random.getrandbits(32):08x}".replace("-", "_")
     proxy = Proxy(int(engine.url.rsplit(":", 1)[1]), applies=lambda head: b"query=INSERT" in head)
+    proxy.plan.extend(plan)
     await proxy.start()
     direct = ClickHouse(engine.url, database=database)
     through = ClickHouse(proxy.url, database=database, insert_timeout_s=insert_timeout_s)
@@ -181,6 +187,7 @@ async def rig(
         metrics=metrics,
         clock=clock,
         random=random.Random(7).random,
+        disk=disk,
     )
     await delivery.start()
     try:
@@ -190,7 +197,8 @@ async def rig(
         await through.close()
         await proxy.stop()
         await until_it(lambda: answers(direct), "the engine answers")
-        await direct.execute(f"DROP DATABASE `{database}`")
+        if own_database:
+            await direct.execute(f"DROP DATABASE `{database}`")
         await direct.close()
         frames.close()
 

@@ -1,0 +1,306 @@
+"""What was acknowledged is on disk, survives the process, and reaches ClickHouse once."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from gateway.delivery.block import Durability
+from gateway.delivery.disk import Disk
+from gateway.delivery.segments import Frame, Kind, SegmentReader, segment_name
+from gateway.delivery.spool import Spool
+from gateway.errors import Overloaded
+from tests.delivery.conftest import OpenRig
+from tests.delivery.rig import Engine, Rig, answered, rig, until, until_it
+from tests.delivery.things import things
+from tests.support.proxy import Fault
+
+REQUEST_BYTES = 20_000
+AWAY = [answered(503)] * 1_000_000
+
+
+def killed(alive: Path, to: Path) -> Path:
+    """What a kill -9 at this moment would leave of a slot's directory; the locks are not copied."""
+    shutil.copytree(alive, to)
+    return to
+
+
+async def kept(rig: Rig, numbers: Sequence[int], **how: object) -> None:
+    """Send, and wait for the receipt."""
+    await rig.send(numbers, **how).wait()  # type: ignore[arg-type]
+
+
+async def test_what_was_acknowledged_before_a_kill_is_delivered_after_it(engine: Engine, tmp_path: Path) -> None:
+    async with rig(engine, tmp_path / "a", plan=AWAY) as before:
+        for start in range(0, 5_000, 100):
+            await kept(before, range(start, start + 100), project=f"p{start % 700}")
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        async with rig(engine, copy, database=before.direct.database) as after:
+            await after.flush()
+            assert await after.stored() == list(range(5_000))
+            assert after.metrics.rows_recovered.values == {("things",): 5_000}
+            after.check_counters()
+            await kept(after, range(5_000, 5_100))
+            await after.flush()
+            assert await after.stored() == list(range(5_100))
+
+
+async def test_without_the_spool_they_are_lost(engine: Engine, tmp_path: Path) -> None:
+    """The positive control: what is promised memory alone is not there after a kill."""
+    async with rig(engine, tmp_path / "a", plan=AWAY, durability=Durability.MEMORY, disk=Refusing()) as before:
+        await kept(before, range(100))
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        async with rig(engine, copy, database=before.direct.database) as after:
+            await after.flush()
+            assert await after.stored() == []
+
+
+async def test_a_kill_between_an_insert_and_its_answer_doubles_nothing(engine: Engine, tmp_path: Path) -> None:
+    """The insert was committed, the answer never came: after the restart the same token is sent, and counted."""
+    async with rig(engine, tmp_path / "a", plan=[Fault("swallow")] * 100) as before:
+        await kept(before, range(1_000))
+        await until_it(lambda: has_stored(before, 1_000), "the insert is committed")
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        async with rig(engine, copy, database=before.direct.database) as after:
+            await after.flush()
+            assert await after.stored() == list(range(1_000))
+
+
+async def test_with_a_new_token_after_the_kill_they_are_doubled(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The positive control: the same, with SEALs that nobody heeds."""
+    monkeypatch.setattr(Spool, "_is_open", lambda spool, sealed: False)
+    async with rig(engine, tmp_path / "a", plan=[Fault("swallow")] * 100) as before:
+        await kept(before, range(1_000))
+        await until_it(lambda: has_stored(before, 1_000), "the insert is committed")
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        async with rig(engine, copy, database=before.direct.database) as after:
+            await after.flush()
+            assert len(await after.stored()) == 2_000
+
+
+async def test_stored_rows_are_not_delivered_again(engine: Engine, tmp_path: Path) -> None:
+    async with rig(engine, tmp_path / "a", audit_ms=60_000.0) as before:
+        await kept(before, range(1_000))
+        await before.flush()
+        await before.delivery.stop(5.0)
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        async with rig(engine, copy, database=before.direct.database) as after:
+            await after.flush()
+            assert after.metrics.rows_recovered.values == {}
+            assert after.proxy.seen == 0, "nothing was asked"
+
+
+async def test_over_its_memory_rows_stay_on_disk_and_arrive_all_the_same(open_rig: OpenRig) -> None:
+    async with open_rig(ring_bytes_max=1 << 20, block_bytes=8 << 10, batch_bytes=64 << 10, plan=AWAY) as rig:
+        sent = 0
+        while rig.delivery.buffers()["spool"]["bytes"] < 4 << 20:  # type: ignore[index]
+            await kept(rig, range(sent, sent + 200), body=f"a thing {sent * 7919} that is long enough " * 4)
+            sent += 200
+            assert rig.held_bytes() <= 1 << 20
+        rig.check_counters()
+        rig.proxy.plan.clear()
+        await rig.flush()
+        assert await rig.stored() == list(range(sent))
+        rig.check_counters()
+        await until(lambda: rig.held_bytes() == 0, "everything is released")
+
+
+async def test_segments_go_when_their_rows_are_stored(open_rig: OpenRig) -> None:
+    async with open_rig(segment_bytes=64 << 10) as rig:
+        for start in range(0, 20_000, 200):
+            await kept(rig, range(start, start + 200), body=f"{start * 7919:x} " * 20)
+        await rig.flush()
+        place = rig.frames.place
+        await until(lambda: len(list(place.glob("*.seg"))) <= 1, "only the active segment is left")
+        assert await rig.stored() == list(range(20_000))
+
+
+async def test_a_full_spool_refuses_first_who_takes_most_and_recovers(open_rig: OpenRig) -> None:
+    async with open_rig(spool_bytes_max=1 << 20, segment_bytes=64 << 10, batch_bytes=64 << 10, plan=AWAY) as rig:
+        sent = 0
+        while welcome(rig, "loud"):
+            await kept(rig, range(sent, sent + 200), project="loud", body=f"{sent * 7919:x} {sent} " * 9)
+            sent += 200
+        await kept(rig, range(sent, sent + 10), project="quiet")
+        with pytest.raises(Overloaded) as refusal:
+            rig.delivery.rows("loud", REQUEST_BYTES)
+        assert refusal.value.retry_after_s
+        rig.proxy.plan.clear()
+        await rig.flush()
+        assert await rig.stored() == list(range(sent + 10))
+        await until(lambda: welcome(rig, "loud"), "there is room again")
+
+
+@pytest.mark.parametrize("level", list(Durability))
+async def test_a_receipt_waits_for_what_was_promised(open_rig: OpenRig, level: Durability) -> None:
+    disk = Gated()
+    async with open_rig(disk=disk, durability=level, plan=[answered(503)] * 3, insert_timeout_s=1.0) as rig:
+        disk.holds = {Durability.OS: "write", Durability.DISK: "sync"}.get(level, "")
+        receipt = rig.send(range(10))
+        waiting = asyncio.ensure_future(receipt.wait())
+        if level in (Durability.OS, Durability.DISK):
+            await until(disk.is_held, "the disk is asked")
+            assert not waiting.done()
+            disk.let_go()
+        elif level == Durability.STORED:
+            await until(lambda: rig.proxy.seen > 0, "the insert is under way")
+            assert not waiting.done()
+        await waiting
+        assert receipt.durability == level.word
+
+
+async def test_a_receipt_for_stored_rows_says_disk_when_storing_takes_too_long(open_rig: OpenRig) -> None:
+    async with open_rig(durability=Durability.STORED, stored_ms_max=30.0, plan=AWAY) as rig:
+        receipt = rig.send(range(10))
+        await receipt.wait()
+        assert receipt.durability == "disk"
+        rig.proxy.plan.clear()
+        await rig.flush()
+
+
+async def test_what_cannot_be_synced_is_refused_and_never_delivered(engine: Engine, tmp_path: Path) -> None:
+    disk = Failing()
+    async with rig(engine, tmp_path / "a", disk=disk) as before:
+        await kept(before, range(100))
+        await before.flush()
+        for start in (100, 200):
+            disk.fails = 1
+            with pytest.raises(Overloaded):
+                await kept(before, range(start, start + 100))
+        await kept(before, range(300, 400))
+        await before.flush()
+        expected = [*range(100), *range(300, 400)]
+        assert await before.stored() == expected
+        before.check_counters()
+        assert before.metrics.rows_refused.values == {("things",): 200}
+        await before.delivery.stop(5.0)
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        async with rig(engine, copy, database=before.direct.database) as after:
+            await after.flush()
+            assert await after.stored() == expected
+    assert disk.touched_after_failure == 0
+
+
+async def test_a_damaged_frame_is_lost_alone_and_counted(engine: Engine, tmp_path: Path) -> None:
+    async with rig(engine, tmp_path / "a", plan=AWAY) as before:
+        for start in range(0, 1_000, 100):
+            await kept(before, range(start, start + 100))
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        segment = next(copy.rglob("*.seg"))
+        data = bytearray(segment.read_bytes())
+        at = data_starts(segment)[3] + 80
+        data[at] ^= 0x10
+        segment.write_bytes(data)
+        async with rig(engine, copy, database=before.direct.database) as after:
+            await after.flush()
+            stored = await after.stored()
+            assert len(stored) == 900
+            assert set(range(1_000)) - set(stored) == set(range(300, 400))
+            assert after.metrics.rows_damaged.values == {("things",): 100}
+            after.check_counters()
+            assert list(copy.rglob("quarantine/*"))
+
+
+async def test_rows_of_a_table_that_comes_later_wait_for_it(engine: Engine, tmp_path: Path) -> None:
+    both = (things(), things("others"))
+    async with rig(engine, tmp_path / "a", tables=both, plan=AWAY) as before:
+        await kept(before, range(100), table="others")
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        async with rig(engine, copy, database=before.direct.database) as after:
+            await until(lambda: bool(after.metrics.rows_recovered.values), "the spool is looked through")
+            after.delivery.add_table(both[1])
+            await after.flush()
+            assert await after.stored("others") == list(range(100))
+
+
+def data_starts(segment: Path) -> list[int]:
+    """Where the blocks of a segment are."""
+    name = segment_name(segment)
+    assert name is not None
+    with SegmentReader(segment, name) as reader:
+        found = reader.frames()
+        return [each.place.offset for each in found if isinstance(each, Frame) and each.kind == Kind.DATA]
+
+
+class Refusing(Disk):
+    """A disk without room."""
+
+    def create(self, path: Path, size: int) -> int:
+        raise OSError(errno.ENOSPC, "no room", str(path))
+
+
+class Gated(Disk):
+    """A disk that holds up writes or syncs until it is let go."""
+
+    def __init__(self) -> None:
+        self.holds = ""
+        self._held = threading.Event()
+        self._gate = threading.Event()
+
+    def write(self, descriptor: int, buffers: Sequence[bytes], offset: int) -> None:
+        self._pass("write")
+        super().write(descriptor, buffers, offset)
+
+    def sync(self, descriptor: int) -> None:
+        self._pass("sync")
+        super().sync(descriptor)
+
+    def is_held(self) -> bool:
+        return self._held.is_set()
+
+    def let_go(self) -> None:
+        self.holds = ""
+        self._gate.set()
+
+    def _pass(self, what: str) -> None:
+        if self.holds == what:
+            self._held.set()
+            self._gate.wait(20.0)
+
+
+class Failing(Disk):
+    """A disk whose next ``fails`` syncs of data fail, and which remembers what is done to a file after that."""
+
+    def __init__(self) -> None:
+        self.fails = 0
+        self.touched_after_failure = 0
+        self._failed: set[int] = set()
+        self._written = 0
+
+    def create(self, path: Path, size: int) -> int:
+        descriptor = super().create(path, size)
+        self._failed.discard(descriptor)
+        return descriptor
+
+    def write(self, descriptor: int, buffers: Sequence[bytes], offset: int) -> None:
+        self.touched_after_failure += descriptor in self._failed
+        self._written = sum(map(len, buffers))
+        super().write(descriptor, buffers, offset)
+
+    def sync(self, descriptor: int) -> None:
+        self.touched_after_failure += descriptor in self._failed
+        if self.fails and self._written > 600:
+            self.fails -= 1
+            self._failed.add(descriptor)
+            raise OSError(errno.EIO, "the disk has failed")
+        super().sync(descriptor)
+
+
+async def has_stored(rig: Rig, rows: int) -> bool:
+    return len(await rig.stored()) == rows
+
+
+def welcome(rig: Rig, project: str) -> bool:
+    try:
+        with rig.delivery.rows(project, REQUEST_BYTES):
+            return True
+    except Overloaded:
+        return False
