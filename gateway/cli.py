@@ -29,15 +29,17 @@ from typing import Any
 import msgspec
 import uvloop
 
-from gateway import app, config, demo, logs
+from gateway import config, demo, logs
 from gateway.config import Config, ConfigError
 from gateway.data_dir import DataDirBusy
 from gateway.delivery.clickhouse import DeliveryError
 from gateway.dialects import registry
 from gateway.embedded.child import EngineFailed
 from gateway.engines import clickhouse_client, control_store, lacking, migrate_tables, reach
+from gateway.foundation import CannotStart
 from gateway.tenants.pat_store import PatStore
 from gateway.tenants.postgres import ControlError, ControlStore
+from gateway.workers import supervisor
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 _KEEP = "Keep the secret now: it is not stored and cannot be shown again."
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             command: Command = parsed.command
             return runner.run(command(parsed, settings))
-    except (CommandFailed, app.CannotStart, ControlError, DeliveryError, DataDirBusy, EngineFailed) as error:
+    except (CommandFailed, CannotStart, ControlError, DeliveryError, DataDirBusy, EngineFailed) as error:
         print(f"weir: {error}", file=sys.stderr)
     except OSError as error:
         print(f"weir: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
@@ -197,7 +199,7 @@ def _dialect_names() -> list[str]:
 
 
 async def serve(arguments: Arguments, settings: Config) -> int:
-    return DONE if await app.serve(settings) else FAILED
+    return DONE if await supervisor.serve(settings) else FAILED
 
 
 async def check(arguments: Arguments, settings: Config) -> int:

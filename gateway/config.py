@@ -25,6 +25,9 @@ from msgspec import Meta
 DEFAULT_PATH = Path("config/weir.toml")
 """Read when no file is named and it exists below the working directory."""
 
+WORKERS_MAX = 31
+"""Half of the slots a data directory has, less one: each may have a successor beside it for a while."""
+
 KiB = 1024
 MiB = 1024 * KiB
 GiB = 1024 * MiB
@@ -263,6 +266,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting."""
 
     data_dir: Annotated[str, Meta(description="Where everything Weir keeps on disk is.", min_length=1)] = "var"
+    workers: Annotated[
+        int, Meta(ge=1, le=WORKERS_MAX, description="Processes that share the addresses and the work.")
+    ] = 1
     ingest: Ingest = msgspec.field(default_factory=Ingest)
     admin: Admin = msgspec.field(default_factory=Admin)
     clickhouse: ClickHouse = msgspec.field(default_factory=ClickHouse)
@@ -287,7 +293,7 @@ SECRETS = (("admin", "token"), ("clickhouse", "password"), ("postgres", "dsn"))
 
 STOP_MS_MAX = 10_000
 """What service managers and people wait for before they kill; the engines need the last second and a half of it."""
-_ENGINES_MS = 1_500
+ENGINES_MS = 1_500
 SHARD_BLOCKS_MIN = 4
 """How many open blocks' worth of bytes a shard must hold; ``delivery.Settings`` insists on it."""
 
@@ -385,10 +391,10 @@ def contradictions(config: Config) -> Iterator[str]:
             f"delivery.retry_first_ms ({delivery.retry_first_ms}) is more than delivery.retry_max_ms "
             f"({delivery.retry_max_ms}): waits only grow. Lower the first or raise the second."
         )
-    needed = stop.delay_ms + stop.requests_ms_max + stop.flush_ms_max + _ENGINES_MS
+    needed = stop.delay_ms + stop.requests_ms_max + stop.flush_ms_max + ENGINES_MS
     if needed > STOP_MS_MAX:
         yield (
-            f"shutdown.delay_ms + requests_ms_max + flush_ms_max, and {_ENGINES_MS} for the engines, come to "
+            f"shutdown.delay_ms + requests_ms_max + flush_ms_max, and {ENGINES_MS} for the engines, come to "
             f"{needed} ms: a stop must end within {STOP_MS_MAX} ms. Lower one of them."
         )
 

@@ -21,12 +21,17 @@ WINDOW_S = 10.0
 _KINDS_MAX = 1000
 
 
-def configure(level: str, form: str, stream: TextIO = sys.stderr) -> None:
-    """Sends every log to ``stream``, at ``level``, as ``form``: json, text, or auto (text on a terminal)."""
+def configure(level: str, form: str, stream: TextIO = sys.stderr, *, worker: int | None = None) -> None:
+    """Sends every log to ``stream``, at ``level``, as ``form``: json, text, or auto (text on a terminal).
+
+    ``worker`` is added to every line, where there are several.
+    """
     handler = logging.StreamHandler(stream)
     as_text = form == "text" or (form == "auto" and stream.isatty())
     handler.setFormatter(TextLines() if as_text else JsonLines())
     handler.addFilter(Repeats())
+    if worker is not None:
+        handler.addFilter(Named(worker))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -64,6 +69,18 @@ class TextLines(logging.Formatter):
         extras = "".join(f" {name}={value}" for name, value in _extras(record).items())
         line = f"{clock} {record.levelname.lower():<7} {record.getMessage()}{extras}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class Named(logging.Filter):
+    """Says which worker it was."""
+
+    def __init__(self, worker: int) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.worker = self._worker
+        return True
 
 
 class Repeats(logging.Filter):

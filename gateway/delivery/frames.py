@@ -119,6 +119,17 @@ class FrameNumbers:
         return identity
 
 
+def is_open(directory: Path, slot: int) -> bool:
+    """Whether some process has this slot open at this moment."""
+    try:
+        os.close(_lock(directory / f"slot-{slot:02d}" / "lock"))
+    except SlotTaken:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
 def _lock(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

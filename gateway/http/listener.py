@@ -139,6 +139,10 @@ class Listener:
         if self._http is not None:
             await self._http.shutdown(0.1)
 
+    def hurry(self, deadline_s: float) -> None:
+        """A stop that is under way ends within ``deadline_s``."""
+        asyncio.get_running_loop().call_later(deadline_s, self._quiet.set)
+
     def _accepted(self) -> list[socket.socket]:
         """Connections the kernel has made for us and we have not seen: a close would reset them.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
 from typing import Any
 
 import msgspec
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import CollectorRegistry
+from prometheus_client.registry import Collector, CollectorRegistry
 
 from gateway.dialects.dialect import Reply
-from gateway.metrics import Metrics
 
 _ALIVE = ("/livez", "/-/healthy")
 _READY = ("/readyz", "/healthz", "/-/ready")
@@ -21,13 +20,26 @@ Check = Callable[[], Any]
 """Says what is wrong, in a sentence; None, ``""`` or True when nothing is; may be awaitable. Raising is wrong too."""
 
 
+async def _nothing() -> None:
+    """Numbers of this process are always there."""
+
+
 class Probes:
-    """``checks``: what must be well for new requests to be taken, by name. ``metrics``: what is exposed."""
+    """``checks``: what must be well for new requests to be taken, by name. ``metrics``: what is exposed.
+
+    ``gather`` is awaited before each exposition, so that numbers of other processes can be fetched.
+    """
 
     paths = (*_ALIVE, *_READY, _METRICS)
 
-    def __init__(self, checks: Mapping[str, Check], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        checks: Mapping[str, Check],
+        metrics: Collector,
+        gather: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
         self._checks = checks
+        self._gather = gather
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(metrics)
 
@@ -41,6 +53,7 @@ class Probes:
             return alive(method)
         if path in _READY:
             return await self._ready(verbose)
+        await self._gather()
         encode, media_type = choose_encoder(accept)
         return Reply(200, encode(self._registry), media_type)
 

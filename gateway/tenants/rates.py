@@ -8,31 +8,56 @@ lets up to twice the rate through, as with every bucket that does not refuse suc
 The clients of some dialects never send again what was refused, and their vendors have no such limit;
 ``by_dialect`` gives their keys a rate of their own, so that it is a guard and not a loss.
 
-Buckets are in this process's memory: with several processes a sender that spreads over all of them has
-as many buckets. Set the rate accordingly.
+Buckets are in memory that all workers of a gateway share, so that a key has its rate in sum however its
+connections are spread, and over a worker's end. A bucket is one number: the moment at which it is full
+again. What is not in the future says nothing, so buckets are let go of without being told to. Two
+workers that write the same bucket in the same microsecond count one request too few.
+
+Several gateways behind one address have buckets of their own each: divide the setting.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
+import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 
-from gateway._native import Bucket
 from gateway.errors import RateLimited
 from gateway.tenants.records import KeyRecord, KeyTable
 
 Headers = tuple[tuple[str, str], ...]
 
 WINDOW_S = 60
+_WINDOW_NS = WINDOW_S * 1_000_000_000
 # From when on a sender is told what it has left.
 LOW = 0.2
+
+BUCKETS = 1 << 17
+"""Of keys that are in use at the same time; far more than keys in the gateway's memory. 2 MiB."""
+_MEMORY_BYTES = BUCKETS * 16
+_NEIGHBOURS = 32
+
+
+def shared_buckets() -> int:
+    """A descriptor of memory for ``Rates``, all buckets full; for this process and those that inherit it."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("weir-rates")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, _MEMORY_BYTES)
+    return descriptor
 
 
 class Rates:
     """The buckets. ``requests_per_minute`` is for keys that have none of their own, ``by_dialect`` goes before it.
 
-    ``now_ns`` must not step back.
+    ``shared`` is what ``shared_buckets`` gave; None: nobody shares. ``now_ns`` must not step back, and be
+    the same for all who share.
     """
 
     def __init__(
@@ -40,45 +65,72 @@ class Rates:
         requests_per_minute: int,
         *,
         by_dialect: Mapping[str, int] | None = None,
+        shared: int | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._default = requests_per_minute
         self._by_dialect = dict(by_dialect or {})
         self._now_ns = now_ns
-        self._buckets: dict[str, tuple[int, Bucket]] = {}
+        # In pairs: whose bucket, and when it is full.
+        self._cells = memoryview(mmap.mmap(-1 if shared is None else shared, _MEMORY_BYTES)).cast("q")
+        self._places: dict[str, tuple[int, int, int]] = {}  # key id -> its place, what is written there, its limit
 
     def __len__(self) -> int:
-        return len(self._buckets)
+        """Of how many keys this process knows the place."""
+        return len(self._places)
 
     def take(self, key: KeyRecord) -> Headers:
-        """Counts a request; returns the headers its reply is to carry, whatever it will be. Under a microsecond.
+        """Counts a request; returns the headers its reply is to carry, whatever it will be. A microsecond or two.
 
         RateLimited when it is one too many: then it is not counted.
         """
         now_ns = self._now_ns()
-        limit, bucket = self._buckets.get(key.id) or (0, None)
-        wanted = key.requests_per_minute or self._by_dialect.get(key.dialect, self._default)
-        if bucket is None or limit != wanted:
-            limit, bucket = wanted, Bucket(wanted / WINDOW_S, wanted, now_ns)
-            self._buckets[key.id] = limit, bucket
-        wait_s = bucket.take(1.0, now_ns)
-        if wait_s == 0.0:
-            left = bucket.level(now_ns)
+        limit = key.requests_per_minute or self._by_dialect.get(key.dialect, self._default)
+        place = self._place(key.id, limit)
+        each_ns = _WINDOW_NS / limit
+        empty_ns = max(self._cells[place + 1] - now_ns, 0)
+        wait_ns = empty_ns + each_ns - _WINDOW_NS
+        if wait_ns <= 0:
+            empty_ns += int(each_ns)  # rounded down: a minute's requests must fit into a minute
+            self._cells[place + 1] = now_ns + empty_ns
+            left = limit - empty_ns / each_ns
             return () if left >= limit * LOW else _headers(limit, left)
         error = RateLimited(
             f"More than {limit} requests a minute with this key. Send the same again later, "
             "and more records in a request: a batch is one request.",
             log=f"rate: key {key.id} over {limit} requests a minute",
-            retry_after_s=math.ceil(wait_s),
+            retry_after_s=math.ceil(wait_ns / 1e9),
         )
-        error.notices = _headers(limit, bucket.level(now_ns))
+        error.notices = _headers(limit, limit - empty_ns / each_ns)
         raise error
 
     def keep(self, table: KeyTable) -> None:
-        """Lets go of buckets of keys that are gone, once there are more buckets than keys."""
-        if len(self._buckets) > len(table.live):
+        """Lets go of places of keys that are gone, once there are more places than keys."""
+        if len(self._places) > len(table.live):
             live = {record.id for record in table.live.values()}
-            self._buckets = {key_id: bucket for key_id, bucket in self._buckets.items() if key_id in live}
+            for key_id in self._places.keys() - live:
+                place, whose, _ = self._places.pop(key_id)
+                if self._cells[place] == whose:
+                    self._cells[place + 1] = 0
+
+    def _place(self, key_id: str, limit: int) -> int:
+        """Where the bucket is: first whose it is, then when it is full. A key with another limit has another one."""
+        cells = self._cells
+        known = self._places.get(key_id)
+        if known is not None and known[2] == limit and cells[known[0]] == known[1]:
+            return known[0]
+        digest = blake2b(f"{limit} {key_id}".encode(), digest_size=8).digest()
+        whose = int.from_bytes(digest, "little", signed=True)
+        near = [(whose + step) % BUCKETS * 2 for step in range(_NEIGHBOURS)]
+        place = next((place for place in near if cells[place] == whose), -1)
+        if place < 0:
+            # The one that is full, or will be first. Should another process take it for another key in this
+            # moment, one of the two finds a stranger's name there at its next request, and comes here again.
+            place = min(near, key=lambda place: cells[place + 1])
+            cells[place + 1] = 0
+            cells[place] = whose
+        self._places[key_id] = place, whose, limit
+        return place
 
 
 def _headers(limit: int, left: float) -> Headers:

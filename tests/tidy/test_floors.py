@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FLOORS = {
     "__main__": 7, "cli": 6,
-    "app": 4,
+    "workers": 5,
+    "app": 4, "foundation": 4,
     "http": 3, "engines": 3, "demo": 3,
     "dialects": 2, "tenants": 2, "delivery": 2, "reading": 2, "datasets": 2, "alerts": 2, "embedded": 2,
     "_native": 1, "config": 1, "metrics": 1, "data_dir": 1, "logs": 1,

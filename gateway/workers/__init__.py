@@ -1,0 +1,1 @@
+"""One gateway in several processes: a supervisor that stays, and workers that may come and go."""

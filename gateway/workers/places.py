@@ -1,0 +1,153 @@
+"""One worker's place: kept filled, whatever becomes of the processes in it.
+
+A worker that dies is replaced at once, on the same slot, so that the next one finds what it left. One
+that dies again and again is replaced ever more slowly, and for ever. Connections wait meanwhile: the
+place's sockets are open in the supervisor and listen on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from gateway.metrics import Family, together
+from gateway.workers.lives import Life, WorkerFailed
+
+logger = logging.getLogger(__name__)
+
+DELAY_FIRST_S = 0.1
+DELAY_MAX_S = 5.0
+STEADY_S = 5.0
+"""Who lived so long is replaced at once; a shorter life doubles the delay."""
+ANSWER_S_MAX = 1.0
+
+
+class Place:
+    """``begin`` makes a life on a slot (None: a free one) and starts it, or raises WorkerFailed.
+
+    ``on_death`` is called when a worker has died.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        begin: Callable[[int, int | None], Awaitable[Life]],
+        on_death: Callable[[int], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.number = number
+        self._begin, self._on_death, self._clock = begin, on_death, clock
+        self._life: Life | None = None
+        self._leaving: Life | None = None
+        self._past: list[Family] = []
+        self._slot: int | None = None
+        self._delay_s = 0.0
+        self._turn = asyncio.Lock()
+        self._keepers: set[asyncio.Task[None]] = set()
+
+    @property
+    def slots(self) -> set[int]:
+        """Those that nobody else may have: its processes', and while there is none the one it died on."""
+        leaving = {self._leaving.slot} if self._leaving else set()
+        return leaving if self._slot is None else leaving | {self._slot}
+
+    @property
+    def pid(self) -> int | None:
+        """The process that serves; None between two."""
+        return self._life.pid if self._life else None
+
+    async def start(self) -> None:
+        """Fills it for the first time. Raises WorkerFailed."""
+        await self._fill(None)
+
+    async def stop(self, *, delay_s: float, within_s: float) -> int | None:
+        """Ends in order what is there; rows lost, None when nobody can say."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        lives = [life for life in (self._life, self._leaving) if life]
+        await asyncio.gather(*(life.stop(delay_s=delay_s, within_s=within_s) for life in lives))
+        lost = [life.lost for life in lives]
+        return None if None in lost else sum(filter(None, lost))
+
+    async def roll(self, patience_s: float) -> None:
+        """Replaces the worker: the new one accepts before the old one stops.
+
+        Raises WorkerFailed when the new one cannot start; then the old one stays.
+        """
+        async with self._turn:
+            old = self._life
+            # Nobody is there, and what was left on the slot waits for the next one.
+            await self._fill(self._slot if old is None else None)
+            self._leaving = old
+        if old is not None:
+            await old.stop(patient=True, within_s=patience_s)
+            self._past = together((self._past, old.counted))
+            self._leaving = None
+            if old.lost:
+                logger.error("the worker that was replaced had %d rows it could not store", old.lost)
+
+    async def ask(self, what: str, kind: Any) -> Any:
+        """What its worker says. Raises TimeoutError, ConnectionError."""
+        if self._life is None:
+            raise ConnectionError("the worker is not there")
+        return await self._life.ask(what, kind, ANSWER_S_MAX)
+
+    async def trouble(self) -> str:
+        """Why it should get no requests; empty when it may."""
+        if self._life is None:
+            return f"worker {self.number} is starting"
+        try:
+            said: str = await self.ask("trouble", str)
+        except (TimeoutError, ConnectionError):
+            return f"worker {self.number} does not answer"
+        return said and f"worker {self.number}: {said}"
+
+    async def families(self) -> tuple[list[Family], bool]:
+        """All that was counted in this place by processes that ended in order or answer, and whether all answered."""
+        lives = [life for life in (self._life, self._leaving) if life]
+        asked = (life.ask("metrics", list[Family], ANSWER_S_MAX) for life in lives)
+        answers: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
+        good = [answer for answer in answers if not isinstance(answer, BaseException)]
+        return together((self._past, *good)), bool(lives) and len(good) == len(lives)
+
+    async def _fill(self, slot: int | None) -> None:
+        life = await self._begin(self.number, slot)
+        self._life, self._slot = life, life.slot
+        keeper = asyncio.create_task(self._keep(life, self._clock()), name=f"worker {self.number}")
+        self._keepers.add(keeper)
+        keeper.add_done_callback(self._keepers.discard)
+
+    async def _keep(self, life: Life, began_s: float) -> None:
+        status = await life.ended()
+        if self._life is not life:
+            return  # it was replaced
+        self._life = None
+        self._past = together((self._past, life.counted))
+        if self._clock() - began_s >= STEADY_S:
+            self._delay_s = 0.0
+        self._on_death(self.number)
+        logger.error("worker %d %s; another one follows in %.1f s", self.number, _end(status), self._delay_s)
+        while self._life is None:
+            await asyncio.sleep(self._delay_s)
+            self._delay_s = min(max(2 * self._delay_s, DELAY_FIRST_S), DELAY_MAX_S)
+            async with self._turn:
+                if self._life is None:
+                    await self._try_to_fill()
+
+    async def _try_to_fill(self) -> None:
+        try:
+            await self._fill(self._slot)
+        except WorkerFailed as error:
+            logger.error(  # noqa: TRY400 - the text says it all
+                "worker %d cannot start: %s; trying again in %.1f s", self.number, error, self._delay_s
+            )
+
+
+def _end(status: int) -> str:
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"

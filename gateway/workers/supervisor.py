@@ -1,0 +1,284 @@
+"""The process that stays: it has the data directory, the engines, the ports and the workers.
+
+It serves nobody but operators. Senders' connections go to the workers: it binds a socket for each place
+and address, a worker inherits its own and listens on it. The supervisor keeps them all open, so while a
+worker is replaced, connections wait in its sockets' queues instead of being refused or reset. Why it
+is done so: docs/decisions/0005-workers.md.
+
+    SIGTERM, SIGINT, SIGHUP   the workers stop in order, then the engines
+    SIGUSR2                   each worker is replaced by a new one, one after the other
+    SIGKILL                   the workers notice, stop accepting at once, and stop in order; so do the engines
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from gateway import demo
+from gateway.config import ENGINES_MS, STOP_MS_MAX, Config
+from gateway.data_dir import DataDir
+from gateway.delivery import frames
+from gateway.dialects import registry
+from gateway.foundation import CannotStart, Foundation
+from gateway.http.binding import Bound, bind
+from gateway.http.probes import Probes
+from gateway.http.server import AdminServer
+from gateway.metrics import Family, SupervisorMetrics, exposed
+from gateway.tenants.rates import shared_buckets
+from gateway.workers.channel import Orders
+from gateway.workers.lives import Life, WorkerFailed
+from gateway.workers.places import Place
+
+logger = logging.getLogger(__name__)
+
+_PROBE_STOP_S = 0.2
+_BIND_S_MAX = 1.0
+_BIND_POLL_S = 0.05
+_SLOTS = range(1 << frames.SLOT_BITS)
+
+
+class Supervisor(Collector):
+    """A gateway. ``start`` once, then ``stop`` once, also after a ``start`` that failed."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.directory = DataDir(config.data_path)
+        self.metrics = SupervisorMetrics()
+        self.listen: dict[str, Any] = {}
+        self._foundation = Foundation(
+            config, self.directory, on_clickhouse_restart=lambda: self.metrics.clickhouse_restarts.add(1)
+        )
+        self._not_ready, self._is_stopping = "starting", False
+        self._parts = AsyncExitStack()
+        self._places = [Place(number, self._begin, self._count_death) for number in range(config.workers)]
+        self._starting_slots: set[int] = set()
+        self._bound: list[Bound] = []
+        self._buckets = -1
+        self._counted: dict[str, list[Family]] = {}
+        self._lost: int | None = 0
+        for place in self._places:
+            self.metrics.worker_restarts.add(0, str(place.number))
+
+    async def start(self) -> str:
+        """Starts everything; returns what to tell the person who started it.
+
+        Raises CannotStart, DataDirBusy, EngineFailed, ControlError, OSError (an address is taken).
+        """
+        config, directory, parts = self.config, self.directory, self._parts
+        directory.lock()
+        parts.callback(directory.unlock)
+        directory.forget_addresses()
+        parts.push_async_callback(self._foundation.stop)
+        await self._foundation.start()
+        admin = AdminServer(config.admin.listen, self._probes(), config.limits)
+        parts.push_async_callback(admin.stop, _PROBE_STOP_S)
+        admin_addresses = await admin.start()
+        self._buckets = shared_buckets()
+        parts.callback(os.close, self._buckets)
+        parts.push_async_callback(self._stop_workers)
+        for address in config.ingest.listen:
+            self._bound.append(await _bind_soon(address, config.workers))
+        await self._start_workers()
+        self.listen = {
+            "ingest": [bound.text for bound in self._bound],
+            "admin": admin_addresses,
+            "clickhouse": _without_account(self._foundation.clickhouse_url),
+        }
+        parts.callback(directory.forget_addresses)
+        if self._foundation.own_postgres_dsn:
+            directory.write(directory.dsn, self._foundation.own_postgres_dsn + "\n")
+        if self._foundation.first:
+            demo.keep(self._foundation.first, directory)
+        directory.write(directory.listen, json.dumps(self.listen) + "\n", mode=0o644)
+        self._not_ready = ""
+        return self._told()
+
+    async def stop(self) -> int | None:
+        """Stops everything that was started; returns how many accepted rows could not be stored, None: unknown."""
+        self._not_ready = "shutting down"
+        self._is_stopping = True
+        await self._parts.aclose()
+        return self._lost
+
+    async def roll(self) -> None:
+        """Replaces the workers one after the other; stops at the first that cannot be replaced, which stays."""
+        limits = self.config.limits
+        patience_s = (limits.header_timeout_ms + limits.body_timeout_ms + STOP_MS_MAX) / 1000
+        logger.info("replacing the workers")
+        for place in self._places:
+            try:
+                await place.roll(patience_s)
+            except WorkerFailed as error:
+                logger.error("worker %d is not replaced: %s", place.number, error)  # noqa: TRY400 - the text says it all
+                return
+        logger.info("the workers are replaced")
+
+    async def ask(self, what: str, kind: Any) -> dict[int, Any]:
+        """What each worker that is there says to ``what`` (``Worker.answers``), as a ``kind``."""
+        answers = await asyncio.gather(*(place.ask(what, kind) for place in self._places), return_exceptions=True)
+        told = zip(self._places, answers, strict=True)
+        return {place.number: answer for place, answer in told if not isinstance(answer, BaseException)}
+
+    def collect(self) -> Iterator[Metric]:
+        """The supervisor's own metrics, and those of the workers as they were last gathered."""
+        yield from self.metrics.collect()
+        yield from exposed(self._counted)
+
+    def _probes(self) -> Probes:
+        return Probes({"gateway": lambda: self._not_ready, "workers": self._trouble}, self, self._gather)
+
+    async def _trouble(self) -> str:
+        """Ready while one worker is: the kernel gives a connection to another's socket only as long as it listens."""
+        troubles = await asyncio.gather(*(place.trouble() for place in self._places))
+        return "; ".join(troubles) if all(troubles) else ""
+
+    async def _gather(self) -> None:
+        answers = await asyncio.gather(*(place.families() for place in self._places))
+        for place, (families, is_whole) in zip(self._places, answers, strict=True):
+            self._counted[str(place.number)] = families
+            self.metrics.worker_answers.set(int(is_whole), str(place.number))
+
+    async def _start_workers(self) -> None:
+        for outcome in await asyncio.gather(*(place.start() for place in self._places), return_exceptions=True):
+            if isinstance(outcome, WorkerFailed):
+                raise CannotStart(f"a worker cannot start: {outcome}") from outcome
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _stop_workers(self) -> None:
+        # Theirs are open still. When the last of them closes, new connections are refused and do not wait.
+        for bound in self._bound:
+            for one in (one for share in bound.shares for one in share):
+                one.close()
+        delay_s = self.config.shutdown.delay_ms / 1000
+        within_s = (STOP_MS_MAX - ENGINES_MS) / 1000
+        lost = await asyncio.gather(*(place.stop(delay_s=delay_s, within_s=within_s) for place in self._places))
+        self._lost = None if None in lost else sum(filter(None, lost))
+
+    async def _begin(self, number: int, slot: int | None) -> Life:
+        """A worker that accepts, on ``slot`` or on a free one. Raises WorkerFailed."""
+        if self._is_stopping:
+            raise WorkerFailed("the gateway is shutting down")
+        slots = self._slots(slot)
+        self._starting_slots.add(slots[0])
+        orders = Orders(
+            config=self._foundation.named_in(self.config),
+            worker=number,
+            slots=slots,
+            sockets=[one.fileno() for bound in self._bound for one in bound.shares[number]],
+            buckets=self._buckets,
+        )
+        life = Life(orders)
+        try:
+            await life.start()
+        finally:
+            self._starting_slots.discard(slots[0])
+        return life
+
+    def _slots(self, wanted: int | None) -> list[int]:
+        """The slots of a worker that begins: first its own, then those it is to adopt.
+
+        Its own is ``wanted``, else the lowest that no worker has, of this gateway or of one that was killed
+        and whose workers are still storing what they had. Slots that nobody has but that hold rows (there
+        were more workers once, or one was replaced while ClickHouse was away) belong after it.
+        """
+        if wanted is not None:
+            return [wanted]
+        taken = self._starting_slots.union(*(place.slots for place in self._places))
+        return [next(slot for slot in _SLOTS if slot not in taken and not frames.is_open(self.directory.spool, slot))]
+
+    def _count_death(self, number: int) -> None:
+        self.metrics.worker_restarts.add(1, str(number))
+
+    def _told(self) -> str:
+        database, first = self.config.clickhouse.database, self._foundation.first
+        told = demo.banner(self.listen, self.directory, database=database)
+        if first:
+            names = {dialect.name for dialect in registry(self.config.limits, self.config.ndjson)}
+            told += "\n\n" + demo.lessons(first, self.listen, names, database=database)
+        return told
+
+
+async def serve(config: Config) -> bool:
+    """Runs a gateway until SIGTERM, SIGINT or SIGHUP; true when it stopped in order and nothing was lost."""
+    _allow_open_files()
+    loop = asyncio.get_running_loop()
+    asked_to_stop, asked_to_roll = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # A terminal that is closed hangs up; under nohup that is to be ignored.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, asked_to_stop.set)
+    loop.add_signal_handler(signal.SIGUSR2, asked_to_roll.set)
+    supervisor = Supervisor(config)
+    starting = asyncio.create_task(supervisor.start())
+    waiting = asyncio.create_task(asked_to_stop.wait())
+    rolling = asyncio.create_task(_roll_when_asked(supervisor, starting, asked_to_roll))
+    try:
+        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            print(starting.result(), flush=True)
+            await waiting
+            logger.info("stopping")
+    finally:
+        for task in (rolling, starting, waiting):
+            await _cancelled(task)
+        # What hangs dies with us: our workers and engines notice that we are gone.
+        try:
+            lost = await asyncio.wait_for(supervisor.stop(), STOP_MS_MAX / 1000)
+        except TimeoutError:
+            logger.error("stopping took longer than %d ms: ending without order", STOP_MS_MAX)  # noqa: TRY400
+            return False
+    if starting.done() and not starting.cancelled() and lost == 0:
+        logger.info("stopped; everything accepted is in ClickHouse")
+    return lost == 0
+
+
+async def _roll_when_asked(supervisor: Supervisor, starting: asyncio.Task[str], asked: asyncio.Event) -> None:
+    await asyncio.wait({starting})
+    while True:
+        await asked.wait()
+        asked.clear()
+        await supervisor.roll()
+
+
+async def _bind_soon(address: str, processes: int) -> Bound:
+    """As ``bind``, but waits a moment for workers of a gateway that was killed a moment ago."""
+    deadline = asyncio.get_running_loop().time() + _BIND_S_MAX
+    while True:
+        try:
+            return bind(address, processes)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(_BIND_POLL_S)
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets us, for the workers inherit it: a connection is a file, and 1,024 are soon gone."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError, Exception):
+        await task
+
+
+def _without_account(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
