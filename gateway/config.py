@@ -202,6 +202,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     column_bytes_max: Annotated[
         int, Meta(ge=64 * KiB, description="Bytes the rows of one request may take; more: 413.")
     ] = 96 * MiB
+    inline_bytes_max: Annotated[
+        int, Meta(ge=0, description="Bytes of a body, decompressed, above which a thread decodes it.")
+    ] = 256 * KiB
     header_timeout_ms: Annotated[int, Meta(ge=100, description="Time for a request's headers to arrive.")] = 10_000
     body_timeout_ms: Annotated[int, Meta(ge=100, description="Time for a request's body to arrive; then 408.")] = 30_000
     body_bytes_per_s_min: Annotated[

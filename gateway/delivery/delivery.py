@@ -28,7 +28,7 @@ from gateway.delivery.disk import Disk
 from gateway.delivery.flusher import Flusher
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.progress import Progress
-from gateway.delivery.ring import Ring, RowsHandle, Stock
+from gateway.delivery.ring import Ring, RowsApart, RowsHandle, Stock
 from gateway.delivery.room import Room
 from gateway.delivery.settings import Settings
 from gateway.delivery.spool import Sealed, Spool
@@ -152,15 +152,11 @@ class Delivery:
         when they do not fit now, TooLarge when they never will; Draining here while stopping, and
         Overloaded when the disk has no room for this project.
         """
-        if self._stopping:
-            raise Draining("shutting down; send the same again later", retry_after_s=1)
-        self._room.check(project_id, expected_bytes)
-        return RowsHandle(
-            self._ring(project_id),
-            project_id,
-            expected_bytes,
-            self._settings.durability if durability is None else durability,
-        )
+        return RowsHandle(*self._way_in(project_id, expected_bytes, durability))
+
+    def rows_apart(self, project_id: str, expected_bytes: int, durability: Durability | None = None) -> RowsApart:
+        """The same for a large request: its rows are written and cut by another thread meanwhile."""
+        return RowsApart(*self._way_in(project_id, expected_bytes, durability))
 
     async def flush(self) -> None:
         """Return when everything accepted before the call is stored, however long that takes."""
@@ -222,6 +218,15 @@ class Delivery:
                 for ring, flusher in zip(self._rings, self._flushers, strict=True)
             ],
         }
+
+    def _way_in(
+        self, project_id: str, expected_bytes: int, durability: Durability | None
+    ) -> tuple[Ring, str, int, Durability]:
+        if self._stopping:
+            raise Draining("shutting down; send the same again later", retry_after_s=1)
+        self._room.check(project_id, expected_bytes)
+        wanted = self._settings.durability if durability is None else durability
+        return self._ring(project_id), project_id, expected_bytes, wanted
 
     def _ring(self, project_id: str) -> Ring:
         return self._rings[self._shard(project_id)]

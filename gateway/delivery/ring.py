@@ -140,6 +140,55 @@ class RowsHandle:
         return receipt
 
 
+class RowsApart:
+    """A large request's way in, a context manager: columns of its own, which another thread may write.
+
+    ``columns`` may be called there; ``cut`` and then ``commit`` by the event loop. What is not committed
+    is as if it had never been.
+    """
+
+    __slots__ = ("_blocks", "_bytes", "_durability", "_opened", "_project_id", "_ring")
+
+    def __init__(self, ring: Ring, project_id: str, expected_bytes: int, durability: Durability) -> None:
+        self._ring = ring
+        self._durability = durability
+        self._project_id = project_id
+        self._bytes = expected_bytes
+        self._opened: dict[str, tuple[Stock, Columns]] = {}
+        self._blocks: list[Block] = []
+
+    def __enter__(self) -> RowsApart:
+        self._ring.reserve(self._bytes)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ring.take_back([], self._bytes)
+        self._bytes = 0
+
+    def columns(self, table: str) -> Columns:
+        """Columns of a table for this request alone. Raises LookupError for a table nobody declared."""
+        if table not in self._opened:
+            stock = self._ring.stock(table)
+            columns = stock.take()
+            columns.mark()
+            self._opened[table] = stock, columns
+        return self._opened[table][1]
+
+    async def cut(self) -> None:
+        """Make blocks of what was written, in a thread."""
+        for stock, columns in self._opened.values():
+            if columns.rows:
+                self._blocks.append(await self._ring.cut_apart(stock, columns, self._project_id, self._durability))
+
+    def commit(self) -> Receipt:
+        """Keep what was cut. Raises Overloaded or TooLarge when it came to more than there is room for."""
+        receipt = self._ring.keep_blocks(self._blocks, self._bytes, self._durability)
+        self._bytes = 0
+        return receipt
+
+
 class Ring:
     """One shard. ``take`` is given each block as it is cut.
 
@@ -178,15 +227,19 @@ class Ring:
         self.held_bytes += wanted
         self.reserved_bytes += wanted
 
+    def stock(self, table: str) -> Stock:
+        """The columns of a table. Raises LookupError when nobody declared it."""
+        stock = self._stocks.get(table)
+        if stock is None:
+            raise LookupError(f"no table {table!r} was declared to the delivery")
+        return stock
+
     def open(self, project_id: str, table: str) -> _Open:
         """The open columns of a project and table, marked and held until kept or taken back."""
         key = (project_id, table)
         opened = self._open.get(key)
         if opened is None:
-            stock = self._stocks.get(table)
-            if stock is None:
-                raise LookupError(f"no table {table!r} was declared to the delivery")
-            opened = self._open[key] = _Open(key, stock, self._clock())
+            opened = self._open[key] = _Open(key, self.stock(table), self._clock())
         elif opened.held:
             raise RuntimeError(f"two requests write into the open columns of {table} at once: one awaited in between")
         opened.held = True
@@ -206,11 +259,7 @@ class Ring:
             raise self._refusal(grown, extra=grown - reserved)
         self.held_bytes += grown - reserved
         self.reserved_bytes -= reserved
-        receipt = Receipt(
-            [each.promise for each in opened if each.columns.rows > each.rows_before],
-            durability,
-            stored_s_max=self._settings.stored_ms_max / 1000,
-        )
+        receipt = self._receipt([each.promise for each in opened if each.columns.rows > each.rows_before], durability)
         for each in opened:
             each.durability = max(each.durability, durability)
             self._count(each)
@@ -221,6 +270,27 @@ class Ring:
         if self._timer is None and self._open:
             self._start_timer()
         return receipt
+
+    async def cut_apart(self, stock: Stock, columns: Columns, project_id: str, durability: Durability) -> Block:
+        """A block of a request's own columns, cut in a thread; nothing is counted yet."""
+        since, rows, frame = self._clock(), columns.rows, self._frames.next()
+        data = await asyncio.to_thread(
+            columns.cut, frame=frame, frame_column=stock.frame_column, row_column=stock.row_column
+        )
+        return Block(stock.name, project_id, frame, rows, data, since, durability=durability)
+
+    def keep_blocks(self, blocks: Sequence[Block], reserved: int, durability: Durability) -> Receipt:
+        """Keep blocks that were cut apart, at their real size instead of the reserved one."""
+        grown = sum(block.held_bytes for block in blocks)
+        if self.held_bytes - reserved + grown > self.bytes_max:
+            raise self._refusal(grown, extra=grown - reserved)
+        self.held_bytes += grown - reserved
+        self.reserved_bytes -= reserved
+        for block in blocks:
+            self.rows[block.table] = self.rows.get(block.table, 0) + block.rows
+            self._metrics.rows_accepted.add(block.rows, block.table)
+            self.take(block)
+        return self._receipt([block.promise for block in blocks], durability)
 
     def take_back(self, opened: list[_Open], reserved: int) -> None:
         """Forget what was written since ``open``, and the reservation."""
@@ -274,6 +344,9 @@ class Ring:
     def oldest(self) -> float | None:
         """The clock when the oldest open row came."""
         return min((opened.since for opened in self._open.values()), default=None)
+
+    def _receipt(self, promises: Sequence[Promise], durability: Durability) -> Receipt:
+        return Receipt(promises, durability, stored_s_max=self._settings.stored_ms_max / 1000)
 
     def _count(self, opened: _Open) -> None:
         table = opened.stock.name

@@ -28,8 +28,10 @@ Invariants, which the spool keeps and the reader may rely on:
   * Of one frame number there are several frames only where all but the first name an origin.
   * A SEAL, DONE or SKIP stands behind what it names; it is removed no earlier than that.
 
-Nothing here trusts a length: what does not pass is *damage*, and reading goes on at the next frame
-that does pass.
+Nothing here trusts a length whose CRC does not pass. What is no frame is *damage*, zeros in front of a
+frame too, and reading goes on at the next head that passes. Where only a payload is damaged the head
+still says where the next frame begins. So reading costs time in proportion to the bytes, whatever
+they are.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ _BEHIND_HEAD_CRC = struct.Struct("<IIBBBxIQQI4x")
 _SEED = struct.Struct("<QIIQ")
 _CRC = struct.Struct("<I")
 _NAME = re.compile(r"([0-9a-f]{8})-([0-9a-f]{5})-([0-9a-f]{16})\.seg")
-_WINDOW_BYTES = 1 << 20
+_WINDOW_BYTES_MIN, _WINDOW_BYTES = 4 << 10, 1 << 20
+_MAYBE_HEAD = re.compile(re.escape(FRAME_MAGIC) + rb"(?=.{12}[\x01-\x04]..\0.{24}\0{4})", re.DOTALL)
 
 
 class Kind(IntEnum):
@@ -196,8 +199,10 @@ def listed(members: Sequence[Member], token: str = "") -> bytes:
 
 
 def members_of(payload: bytes) -> tuple[str, list[Member]]:
-    """(token, members) of such a payload, whose CRC has passed."""
-    start = 1 + payload[0]
+    """(token, members) of such a payload. Raises ValueError when it is none."""
+    start = 1 + payload[0] if payload else 0
+    if not start or len(payload) < start or (len(payload) - start) % 16:
+        raise ValueError("not a list of frames")
     flat = struct.unpack_from(f"<{(len(payload) - start) // 8}Q", payload, start)
     return payload[1:start].decode("ascii"), list(zip(flat[::2], flat[1::2], strict=True))
 
@@ -228,17 +233,16 @@ class SegmentReader:
         """All frames from ``offset`` on, and what is between them. ``whole``: check the payloads too."""
         while offset < self.end:
             frame = self.frame(offset)
-            if frame is not None and (not whole or self.payload(frame) is not None):
-                yield frame
-                offset = frame.place.offset + frame.place.bytes
+            if frame is None:
+                found = self._next(offset + ALIGNMENT)
+                # Nothing is written behind a gap; behind the last frame there is room.
+                dirty = self._last_byte(offset, self.end) if found is None else found
+                if dirty > offset:
+                    yield Damage(Place(self.name.number, offset, dirty - offset))
+                offset = self.end if found is None else found
                 continue
-            found = self._next(offset, frame)
-            dirty = self._last_byte(offset, self.end if found is None else found.place.offset)
-            if dirty > offset:
-                yield Damage(Place(self.name.number, offset, dirty - offset))
-            if found is None:
-                return
-            offset = found.place.offset
+            yield frame if not whole or self.payload(frame) is not None else Damage(frame.place)
+            offset += frame.place.bytes
 
     def frame(self, offset: int) -> Frame | None:
         """The frame at ``offset`` if its head passes; its payload is not read."""
@@ -255,12 +259,17 @@ class SegmentReader:
         whole_bytes += -whole_bytes % ALIGNMENT
         if offset + whole_bytes > self.end or kind not in Kind.__members__.values():
             return None
+        try:
+            table = start[HEAD_BYTES : HEAD_BYTES + table_bytes].decode()
+            project_id = start[HEAD_BYTES + table_bytes : names_end].decode()
+        except UnicodeDecodeError:
+            return None
         return Frame(
             Place(self.name.number, offset, whole_bytes),
             Kind(kind),
             number,
-            start[HEAD_BYTES : HEAD_BYTES + table_bytes].decode(),
-            start[HEAD_BYTES + table_bytes : names_end].decode(),
+            table,
+            project_id,
             rows,
             at_ms,
             origin,
@@ -279,28 +288,30 @@ class SegmentReader:
             return None
         return payload
 
+    def members(self, frame: Frame) -> tuple[str, list[Member]] | None:
+        """(token, members) of a SEAL, DONE or SKIP, None when it is damaged."""
+        payload = self.payload(frame)
+        try:
+            return None if payload is None else members_of(payload)
+        except ValueError:
+            return None
+
     def raw(self, place: Place) -> Iterator[bytes]:
         """The bytes at a place, in pieces."""
         for start in range(place.offset, place.offset + place.bytes, _WINDOW_BYTES):
             yield self._read(start, min(_WINDOW_BYTES, place.offset + place.bytes - start))
 
-    def _next(self, offset: int, damaged: Frame | None) -> Frame | None:
-        """The first whole frame behind ``offset``; ``damaged`` is the one there, if only its payload is."""
-        if damaged is not None:
-            following = self.frame(damaged.place.offset + damaged.place.bytes)
-            if following is not None and self.payload(following) is not None:
-                return following
-        start = offset + ALIGNMENT
+    def _next(self, start: int) -> int | None:
+        """Where the first frame at or behind ``start`` is whose head passes."""
+        window_bytes = _WINDOW_BYTES_MIN
         while start < self.end:
-            window = self._read(start, _WINDOW_BYTES + len(FRAME_MAGIC))
-            at = window.find(FRAME_MAGIC)
-            while 0 <= at < _WINDOW_BYTES:
-                if (start + at) % ALIGNMENT == 0:
-                    frame = self.frame(start + at)
-                    if frame is not None and self.payload(frame) is not None:
-                        return frame
-                at = window.find(FRAME_MAGIC, at + 1)
-            start += _WINDOW_BYTES
+            window = self._read(start, window_bytes + HEAD_BYTES)
+            for maybe in _MAYBE_HEAD.finditer(window):
+                at = maybe.start()
+                if at < window_bytes and (start + at) % ALIGNMENT == 0 and self.frame(start + at) is not None:
+                    return start + at
+            start += window_bytes
+            window_bytes = min(2 * window_bytes, _WINDOW_BYTES)
         return None
 
     def _last_byte(self, start: int, end: int) -> int:

@@ -48,7 +48,6 @@ from gateway.delivery.segments import (
     SegmentName,
     SegmentReader,
     listed,
-    members_of,
     segment_name,
 )
 from gateway.delivery.writer import Entry, Left, Opened, Writer
@@ -438,10 +437,10 @@ class Spool:
                 data.append(found)
                 if found.origin:
                     walk.settle(number, [(found.origin, found.number)])
-            elif (payload := reader.payload(found)) is None:
+            elif (said := reader.members(found)) is None:
                 self._quarantine(reader, found.place)
             else:
-                walk.records(found, *members_of(payload))
+                walk.records(found, *said)
         walk.live(number, data)
 
     def _load(

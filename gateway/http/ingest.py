@@ -92,11 +92,21 @@ class OpenRows(Rows, Protocol):
     def commit(self) -> Receipt: ...
 
 
+class RowsApart(OpenRows, Protocol):
+    """The rows of one large request: written by another thread, then ``cut``, then committed."""
+
+    async def cut(self) -> None: ...
+
+
 class Delivery(Protocol):
     """Where rows go; ``gateway.delivery``. Leaving ``rows`` without a commit takes back what was written."""
 
     def rows(self, project_id: str, expected_bytes: int) -> AbstractContextManager[OpenRows]:
         """Raises Overloaded when ``expected_bytes`` do not fit."""
+        ...
+
+    def rows_apart(self, project_id: str, expected_bytes: int) -> AbstractContextManager[RowsApart]:
+        """The same for a large request."""
         ...
 
 
@@ -188,9 +198,7 @@ async def _story(
             tenant = _authorize(house.gate, dialect.body_key(content) or key, origin, ticket, learnt)
 
         # Decode and append, or leave nothing behind.
-        with house.delivery.rows(tenant.project_id, len(content)) as rows:
-            outcome = dialect.decode(request, content, _context(house, tenant, request), rows)
-            receipt = rows.commit()
+        outcome, receipt = await _append(house, dialect, request, content, tenant)
 
         # The rows hold all the body said: let it go before waiting.
         del sent, content
@@ -210,6 +218,21 @@ def _authorize(gate: Gate, key: str | None, origin: str | None, ticket: Ticket, 
     learnt.notices += tenant.notices
     ticket.belongs_to(tenant.project_id)
     return tenant
+
+
+async def _append(
+    house: Ingest, dialect: Dialect, request: Request, content: bytes, tenant: Tenant
+) -> tuple[Outcome, Receipt]:
+    """Decode a body into open columns; a large one in a thread into its own, for others not to wait meanwhile."""
+    context = _context(house, tenant, request)
+    if len(content) <= house.limits.inline_bytes_max:
+        with house.delivery.rows(tenant.project_id, len(content)) as rows:
+            outcome = dialect.decode(request, content, context, rows)
+            return outcome, rows.commit()
+    with house.delivery.rows_apart(tenant.project_id, len(content)) as apart:
+        outcome = await asyncio.to_thread(dialect.decode, request, content, context, apart)
+        await apart.cut()
+        return outcome, apart.commit()
 
 
 def _request(house: Ingest, route: Route, method: str, path: str, headers: Mapping[str, str]) -> Request:

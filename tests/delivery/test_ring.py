@@ -165,6 +165,30 @@ async def test_columns_held_over_the_timer_are_not_cut_under_the_request(plain: 
     assert await plain.stored() == [3, 4, 5]
 
 
+async def test_a_large_request_writes_apart_and_arrives_whole(plain: Rig) -> None:
+    plain.send(range(10))
+    with plain.delivery.rows_apart("p", 100_000) as rows:
+        await asyncio.to_thread(lambda: write(rows.columns("things"), numbered(range(100, 5_000))))
+        plain.send(range(10, 20))  # meanwhile: the columns are not shared
+        await rows.cut()
+        receipt = rows.commit()
+    await receipt.wait()
+    plain.check_counters()
+    await plain.flush()
+    assert await plain.stored() == [*range(20), *range(100, 5_000)]
+    assert plain.held_bytes() == 0
+
+
+async def test_a_large_request_without_commit_leaves_nothing(plain: Rig) -> None:
+    with plain.delivery.rows_apart("p", 100_000) as rows:
+        await asyncio.to_thread(lambda: write(rows.columns("things"), numbered(range(100))))
+        await rows.cut()
+    assert plain.held_bytes() == 0
+    plain.check_counters()
+    await plain.flush()
+    assert await plain.stored() == []
+
+
 async def test_a_table_nobody_declared_is_a_fault(plain: Rig) -> None:
     with pytest.raises(LookupError, match="nobodys"), plain.delivery.rows("p", 100) as rows:
         rows.columns("nobodys")

@@ -88,6 +88,11 @@ class Shelf:
         finally:
             self.open = []
 
+    rows_apart = rows
+
+    async def cut(self) -> None:
+        """Texts need no cutting."""
+
     def columns(self, table: str) -> Columns:
         raise NotImplementedError("the one-line dialect writes texts")
 

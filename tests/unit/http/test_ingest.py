@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import threading
 from collections.abc import Sequence
 
 import pytest
 
 from gateway.config import Limits
-from gateway.dialects.dialect import Dialect, Reply, Request
+from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows
 from gateway.errors import Disconnected, Draining, GatewayError, Malformed, Overloaded
 from gateway.http.body import Incoming
 from gateway.http.ingest import ingest
@@ -59,6 +60,27 @@ async def test_the_reply_waits_for_the_receipt_and_holds_no_body_meanwhile() -> 
     assert (house.admission.requests, house.admission.bytes) == (1, 0)
     house.shelf.promise.kept.set()
     assert (await telling).status == 200
+    house.check_sums()
+
+
+@pytest.mark.parametrize(("inline_bytes_max", "apart"), [(7, False), (6, True)])
+async def test_a_large_body_is_decoded_by_another_thread(inline_bytes_max: int, apart: bool) -> None:
+    threads: list[bool] = []
+
+    def decode(request: Request, body: bytes, context: Context, rows: Rows) -> Outcome:
+        threads.append(threading.current_thread() is not threading.main_thread())
+        return plain.decode(request, body, context, rows)
+
+    plain = lines()
+    house = House(limits=Limits(inline_bytes_max=inline_bytes_max))
+    reply = await tell(house, b"one\ntwo", dialects=[lines(decode=decode)])
+    assert (reply.status, reply.body) == (200, b"2 for project")
+    assert header(reply, "X-Durability") == "disk"
+    assert threads == [apart]
+    assert house.shelf.texts == ["one", "two"]
+    refused = await tell(house, b"one\nbad", dialects=[lines(decode=decode)])
+    assert refused.status == 400
+    assert house.shelf.texts == ["one", "two"]
     house.check_sums()
 
 
