@@ -8,21 +8,16 @@ from itertools import count
 import pytest
 
 from tests.datasets.rig import House, Project
-from tests.support.gateway import Gateway
+from tests.support.projects import running
 
 _NUMBERS = count(1)
 
 
 @pytest.fixture(scope="session")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    data_dir = tmp_path_factory.mktemp("datasets") / "var"
     # The default retention: datasets must keep what logs would not.
-    gateway = Gateway(data_dir)
-    try:
-        gateway.start()
-        yield House(gateway, data_dir)
-    finally:
-        gateway.stop()
+    with running(tmp_path_factory.mktemp("datasets") / "var") as gateway:
+        yield House(gateway)
 
 
 @pytest.fixture

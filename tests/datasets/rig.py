@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from gateway.tenants.postgres import ControlStore
 from tests.support.gateway import Gateway
+from tests.support.projects import make_project
 
-_KEY_S = 10.0
-_POLL_S = 0.01
 Answer = tuple[int, Any]
 
 
 class House:
     """``gateway`` is started; ``token`` is the demo's."""
 
-    def __init__(self, gateway: Gateway, data_dir: Path) -> None:
+    def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self._data_dir = data_dir
         self.token: str = gateway.demo["pat"]
 
     def ask(
@@ -52,20 +46,7 @@ class House:
 
     def project(self, slug: str) -> Project:
         """A new project, when the gateway knows its key."""
-        key = asyncio.run(self._make_project(slug))
-        deadline = time.monotonic() + _KEY_S
-        while self.ask("POST", "/batch", [], token=key)[0] == 401:
-            assert time.monotonic() < deadline, "a new key has to be known within a second"
-            time.sleep(_POLL_S)
-        return Project(self, slug, key)
-
-    async def _make_project(self, slug: str) -> str:
-        store = await ControlStore.connect((self._data_dir / "postgres.dsn").read_text().strip())
-        try:
-            await store.create_project(slug)
-            return (await store.create_key(slug, kind="server", dialect="loguro"))[1]
-        finally:
-            await store.close()
+        return Project(self, slug, make_project(self.gateway, slug, "loguro").key)
 
 
 @dataclass(frozen=True)

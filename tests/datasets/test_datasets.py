@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.datasets.rig import House, Project
-from tests.support.gateway import Gateway
+from tests.support.projects import running
 
 FIELDS = {"country": "string", "plan": "string", "amount": "number", "active": "boolean", "signup_at": "timestamp"}
 RECORD = {
@@ -225,21 +225,16 @@ def test_a_project_has_at_most_a_hundred_datasets(project: Project) -> None:
 
 
 def test_datasets_survive_a_restart(tmp_path: Path) -> None:
-    data_dir = tmp_path / "var"
-    gateway = Gateway(data_dir)
-    try:
-        gateway.start()
-        before = House(gateway, data_dir).project("shop")
+    with running(tmp_path / "var") as gateway:
+        before = House(gateway).project("shop")
         number = before.dataset(FIELDS)
         assert before.send(f"/datasets/{number}", RECORD) == QUEUED
         assert gateway.stop() == 0
         gateway.start()
-        after = Project(House(gateway, data_dir), "shop", before.key)
+        after = Project(House(gateway), "shop", before.key)
         assert after.send(f"/datasets/{number}", RECORD) == QUEUED
         assert after.rows(number, {"range": DAY}) == [{"count": "2"}]
         assert after.control("POST", f"/{number}/schema", FIELDS)[0] == 409
-    finally:
-        gateway.stop()
 
 
 def test_what_a_registration_that_failed_left_behind_is_replaced_unless_it_holds_rows(project: Project) -> None:

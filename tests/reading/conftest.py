@@ -8,20 +8,15 @@ from itertools import count
 import pytest
 
 from tests.reading.rig import House, Project
-from tests.support.gateway import Gateway
+from tests.support.projects import running
 
 _NUMBERS = count(1)
 
 
 @pytest.fixture(scope="session")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    data_dir = tmp_path_factory.mktemp("reading") / "var"
-    gateway = Gateway(data_dir, clickhouse__retention_days="20000")
-    try:
-        gateway.start()
-        yield House(gateway, data_dir)
-    finally:
-        gateway.stop()
+    with running(tmp_path_factory.mktemp("reading") / "var", clickhouse__retention_days="20000") as gateway:
+        yield House(gateway)
 
 
 @pytest.fixture

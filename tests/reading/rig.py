@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from email.message import Message
-from pathlib import Path
 from typing import Any
 
-from gateway.tenants.pat_store import PatStore
-from gateway.tenants.postgres import ControlStore
 from tests.support.gateway import Gateway
-
-KEY_S = 10.0
+from tests.support.projects import make_project
 
 
 class House:
     """``gateway`` is started; ``token`` is good; ``project`` makes another project."""
 
-    def __init__(self, gateway: Gateway, data_dir: Path) -> None:
+    def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self._dsn = (data_dir / "postgres.dsn").read_text().strip()
-        self.token = asyncio.run(self._make_token())
+        self.token: str = gateway.demo["pat"]
 
     def project(self, slug: str) -> Project:
         """A new project with a key of its own, that the gateway knows."""
-        project = asyncio.run(self._make_project(slug))
-        deadline = time.monotonic() + KEY_S
-        while not self._knows(project.key):
-            assert time.monotonic() < deadline, "a new key has to be known within a second"
-            time.sleep(0.01)
-        return project
+        made = make_project(self.gateway, slug, "proliferate")
+        return Project(self, made.id, made.slug, made.key)
 
     def get(self, path: str, *parameters: tuple[str, str], token: str | None = None) -> tuple[int, Any]:
         """Status and body. An empty ``token`` sends none."""
@@ -63,32 +52,6 @@ class House:
             reply = json.load(answer)
         self.gateway.wait_until_stored()
         return reply
-
-    def _knows(self, key: str) -> bool:
-        address = f"http://{self.gateway.ingest[0]}/api/v1/logs/batch"
-        request = urllib.request.Request(address, b"{}", {"X-API-Key": key})
-        try:
-            with urllib.request.urlopen(request, timeout=30):
-                return True
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code != 401
-
-    async def _make_token(self) -> str:
-        store = await ControlStore.connect(self._dsn)
-        try:
-            return (await PatStore(store).create("a test"))[1]
-        finally:
-            await store.close()
-
-    async def _make_project(self, slug: str) -> Project:
-        store = await ControlStore.connect(self._dsn)
-        try:
-            project = await store.create_project(slug)
-            _, key = await store.create_key(slug, kind="server", dialect="proliferate")
-        finally:
-            await store.close()
-        return Project(self, project.id, slug, key)
 
 
 class Project:

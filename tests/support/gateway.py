@@ -65,6 +65,11 @@ class Gateway:
             self._process.wait()
             raise RuntimeError(f"the gateway did not stop within {STOP_S} s\n{self.log()}") from None
 
+    @property
+    def dsn(self) -> str:
+        """Of its own Postgres."""
+        return (self._data_dir / "postgres.dsn").read_text().strip()
+
     def log(self) -> str:
         """What it has said so far."""
         return self._log_path.read_text("utf-8", "replace")
