@@ -60,7 +60,7 @@ _BEHIND_HEAD_CRC = struct.Struct("<IIBBBxIQQI4x")
 _SEED = struct.Struct("<QIIQ")
 _CRC = struct.Struct("<I")
 _NAME = re.compile(r"([0-9a-f]{8})-([0-9a-f]{5})-([0-9a-f]{16})\.seg")
-_WINDOW_BYTES_MIN, _WINDOW_BYTES = 4 << 10, 1 << 20
+_WINDOW_BYTES_MIN, _WINDOW_BYTES = 512, 1 << 20
 _MAYBE_HEAD = re.compile(re.escape(FRAME_MAGIC) + rb"(?=.{12}[\x01-\x04]..\0.{24}\0{4})", re.DOTALL)
 
 
