@@ -11,6 +11,8 @@ The documents leave open what follows; we decided:
 * An entry without ``message`` is refused (400 naming ``[i].message``): a misspelt member would
   otherwise become an empty log with a 202. An entry without ``level`` has no severity. A number for a
   timestamp is epoch seconds.
+* A log of level heartbeat says, by its arrival, that its ``context.service`` lives. docs/reading.md has what
+  comes of it when none does, docs/alerts.md who is told.
 * A request is accepted or refused whole. Members not in the list above are kept as attributes.
 * ``X-Request-Id`` is the trace id of records that bring none of their own.
 * OTLP by content: protobuf when the content type says so, OTLP/JSON when ``resourceLogs`` is a member

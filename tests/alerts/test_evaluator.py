@@ -241,7 +241,7 @@ async def test_one_alert_that_fails_keeps_no_other_from_firing(matching: World) 
     good = matching.kept
     assert good
     bad = msgspec.structs.replace(good, id=2, created_at=None)
-    matching.watched = lambda instance, lease_s: _soon([bad, good])  # type: ignore[method-assign, assignment]
+    matching.watched = lambda instance, lease_s: _soon([bad, good])  # type: ignore[method-assign]
     matching.arrive()
     await matching.run(evaluator, INTERVAL_S)
     assert len(matching.told) == 1

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+from yarl import URL
 
 from gateway.alerts import webhook
 from gateway.alerts.webhook import ATTEMPTS_MAX, NotAllowed, Webhooks, checked, is_public
@@ -77,7 +78,7 @@ async def rig() -> AsyncIterator[Rig]:
 def test_addresses_inside_are_refused_unless_they_are_named(url: str) -> None:
     with pytest.raises(NotAllowed, match="public internet"):
         checked(url, ["*"])
-    host = checked(url, ["*", webhook.URL(url).raw_host or ""]).raw_host
+    host = checked(url, ["*", URL(url).raw_host or ""]).raw_host
     assert host
 
 
