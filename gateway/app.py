@@ -76,7 +76,8 @@ class App:
         self._ingest: IngestServer | None = None
         self._delivery: Delivery | None = None
         self._patient = False
-        self._lost = 0
+        self.lost = self.waiting = 0
+        """Rows that were accepted and are not in ClickHouse after ``stop``: nowhere, and in the spool."""
 
     @property
     def trouble(self) -> str:
@@ -112,8 +113,8 @@ class App:
         await ingest.start()
         self._not_ready = ""
 
-    async def stop(self, *, delay_s: float = 0.0, patient: bool = False) -> int:
-        """Stops everything that was started; returns how many accepted rows could not be stored.
+    async def stop(self, *, delay_s: float = 0.0, patient: bool = False) -> None:
+        """Stops everything that was started.
 
         For ``delay_s`` requests are accepted still. ``patient``: others accept meanwhile, so senders have
         all the time they would have had.
@@ -125,7 +126,6 @@ class App:
             self._ingest.leave()
             await asyncio.sleep(delay_s)
         await self._parts.aclose()
-        return self._lost
 
     def hurry(self) -> None:
         """A patient stop that is under way is to be patient no more."""
@@ -216,7 +216,8 @@ class App:
         return kept
 
     async def _stop_delivery(self, delivery: Delivery) -> None:
-        self._lost = sum((await delivery.stop(self.config.shutdown.flush_ms_max / 1000)).values())
+        self.lost = sum((await delivery.stop(self.config.shutdown.flush_ms_max / 1000)).values())
+        self.waiting = max(sum(delivery.buffered().values()) - self.lost, 0)
 
     def _observe(self, keys: Keys, quotas: Quotas) -> None:
         self.metrics.keys_loaded.read = lambda: {(): len(keys)}

@@ -69,9 +69,10 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):
-    """A worker's last word: rows it had accepted and could not store, and all it has counted."""
+    """A worker's last word: accepted rows that are lost, those that wait in its spool, and all it has counted."""
 
     lost: int
+    waiting: int
     counted: list[Family]
 
 

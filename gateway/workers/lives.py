@@ -16,7 +16,6 @@ import sys
 from typing import Any
 
 from gateway.embedded.child import child_environment, signal_process
-from gateway.metrics import Family
 from gateway.workers.channel import Answer, Ask, Channel, Ended, Failed, Orders, Ready, Stop, value_of
 
 logger = logging.getLogger(__name__)
@@ -33,9 +32,8 @@ class Life:
 
     def __init__(self, orders: Orders) -> None:
         self.slot = orders.slots[0]
-        self.lost: int | None = None
-        """Rows it had accepted and could not store; None: it ended without a word."""
-        self.counted: list[Family] = []
+        self.last: Ended | None = None
+        """Its last word; None as long as it lives, and when it ended without one."""
         self._orders = orders
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
@@ -135,7 +133,7 @@ class Life:
                     if not self._asked[message.number].done():
                         self._asked[message.number].set_result(message)
                 elif isinstance(message, Ended):
-                    self.lost, self.counted = message.lost, message.counted
+                    self.last = message
         finally:
             gone = ConnectionError("the worker has ended")
             for waiting in self._asked.values():

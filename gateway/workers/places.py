@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gateway.metrics import Family, together
+from gateway.workers.channel import Ended
 from gateway.workers.lives import Life, WorkerFailed
 
 logger = logging.getLogger(__name__)
@@ -65,15 +66,16 @@ class Place:
         """Fills it for the first time. Raises WorkerFailed."""
         await self._fill(None)
 
-    async def stop(self, *, delay_s: float, within_s: float) -> int | None:
-        """Ends in order what is there; rows lost, None when nobody can say."""
+    async def stop(self, *, delay_s: float, within_s: float) -> list[Ended | None]:
+        """Ends in order what is there; the last words, None of a process that said none."""
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         lives = [life for life in (self._life, self._leaving) if life]
         await asyncio.gather(*(life.stop(delay_s=delay_s, within_s=within_s) for life in lives))
-        lost = [life.lost for life in lives]
-        return None if None in lost else sum(filter(None, lost))
+        for life in lives:
+            self._note_end(life)
+        return [life.last for life in lives]
 
     async def roll(self, patience_s: float) -> None:
         """Replaces the worker: the new one accepts before the old one stops.
@@ -87,10 +89,8 @@ class Place:
             self._leaving = old
         if old is not None:
             await old.stop(patient=True, within_s=patience_s)
-            self._past = together((self._past, old.counted))
+            self._note_end(old)
             self._leaving = None
-            if old.lost:
-                logger.error("the worker that was replaced had %d rows it could not store", old.lost)
 
     async def ask(self, what: str, kind: Any) -> Any:
         """What its worker says. Raises TimeoutError, ConnectionError."""
@@ -128,7 +128,7 @@ class Place:
         if self._life is not life:
             return  # it was replaced
         self._life = None
-        self._past = together((self._past, life.counted))
+        self._note_end(life)
         if self._clock() - began_s >= STEADY_S:
             self._delay_s = 0.0
         self._on_death(self.number)
@@ -139,6 +139,12 @@ class Place:
             async with self._turn:
                 if self._life is None:
                     await self._try_to_fill()
+
+    def _note_end(self, life: Life) -> None:
+        if life.last is not None:
+            self._past = together((self._past, life.last.counted))
+            if life.last.lost:
+                logger.error("worker %d had accepted %d rows that are lost", self.number, life.last.lost)
 
     async def _try_to_fill(self) -> None:
         try:

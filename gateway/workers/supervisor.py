@@ -38,7 +38,7 @@ from gateway.http.probes import Probes
 from gateway.http.server import AdminServer
 from gateway.metrics import Family, SupervisorMetrics, exposed
 from gateway.tenants.rates import shared_buckets
-from gateway.workers.channel import Orders
+from gateway.workers.channel import Ended, Orders
 from gateway.workers.lives import Life, WorkerFailed
 from gateway.workers.places import Place
 
@@ -68,7 +68,7 @@ class Supervisor(Collector):
         self._bound: list[Bound] = []
         self._buckets = -1
         self._counted: dict[str, list[Family]] = {}
-        self._lost: int | None = 0
+        self._last: list[Ended | None] = []
         for place in self._places:
             self.metrics.worker_restarts.add(0, str(place.number))
 
@@ -97,7 +97,6 @@ class Supervisor(Collector):
             "admin": admin_addresses,
             "clickhouse": _without_account(self._foundation.clickhouse_url),
         }
-        parts.callback(directory.forget_addresses)
         if self._foundation.own_postgres_dsn:
             directory.write(directory.dsn, self._foundation.own_postgres_dsn + "\n")
         if self._foundation.first:
@@ -106,12 +105,12 @@ class Supervisor(Collector):
         self._not_ready = ""
         return self._told()
 
-    async def stop(self) -> int | None:
-        """Stops everything that was started; returns how many accepted rows could not be stored, None: unknown."""
+    async def stop(self) -> list[Ended | None]:
+        """Stops everything that was started; returns the workers' last words, None of one that was killed."""
         self._not_ready = "shutting down"
         self._is_stopping = True
         await self._parts.aclose()
-        return self._lost
+        return self._last
 
     async def roll(self) -> None:
         """Replaces the workers one after the other; stops at the first that cannot be replaced, which stays."""
@@ -165,8 +164,10 @@ class Supervisor(Collector):
                 one.close()
         delay_s = self.config.shutdown.delay_ms / 1000
         within_s = (STOP_MS_MAX - ENGINES_MS) / 1000
-        lost = await asyncio.gather(*(place.stop(delay_s=delay_s, within_s=within_s) for place in self._places))
-        self._lost = None if None in lost else sum(filter(None, lost))
+        stopping = asyncio.gather(*(place.stop(delay_s=delay_s, within_s=within_s) for place in self._places))
+        await asyncio.sleep(delay_s)  # until then everything goes on as before
+        self.directory.forget_addresses()
+        self._last = [last for lasts in await stopping for last in lasts]
 
     async def _begin(self, number: int, slot: int | None) -> Life:
         """A worker that accepts, on ``slot`` or on a free one. Raises WorkerFailed."""
@@ -237,13 +238,17 @@ async def serve(config: Config) -> bool:
             await _cancelled(task)
         # What hangs dies with us: our workers and engines notice that we are gone.
         try:
-            lost = await asyncio.wait_for(supervisor.stop(), STOP_MS_MAX / 1000)
+            last = await asyncio.wait_for(supervisor.stop(), STOP_MS_MAX / 1000)
         except TimeoutError:
             logger.error("stopping took longer than %d ms: ending without order", STOP_MS_MAX)  # noqa: TRY400
             return False
-    if starting.done() and not starting.cancelled() and lost == 0:
+    in_order = all(ended is not None and not ended.lost for ended in last)
+    spooled = sum(ended.waiting for ended in last if ended)
+    if spooled:
+        logger.warning("stopped; %d accepted rows wait in the spool for the next start", spooled)
+    elif starting.done() and not starting.cancelled() and in_order:
         logger.info("stopped; everything accepted is in ClickHouse")
-    return lost == 0
+    return in_order
 
 
 async def _roll_when_asked(supervisor: Supervisor, starting: asyncio.Task[str], asked: asyncio.Event) -> None:

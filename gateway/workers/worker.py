@@ -49,7 +49,6 @@ class Worker:
         listening = asyncio.create_task(self._listen(), name="orders")
         starting = asyncio.create_task(self._app.start(), name="start")
         stopping = asyncio.create_task(self.asked_to_stop.wait())
-        lost = 0
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -62,13 +61,13 @@ class Worker:
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
-            lost = await self._app.stop(delay_s=self._delay_s, patient=self._patient)
+            await self._app.stop(delay_s=self._delay_s, patient=self._patient)
             listening.cancel()
             counted = [family for family in self._app.metrics.families() if family.type != "gauge"]
             with suppress(ConnectionError):  # nobody may be left to be told
-                await self._channel.send(Ended(lost, counted))
+                await self._channel.send(Ended(self._app.lost, self._app.waiting, counted))
             self._channel.close()
-        return 1 if lost else 0
+        return 1 if self._app.lost else 0
 
     async def _listen(self) -> None:
         """Does what the supervisor says, until it is gone."""

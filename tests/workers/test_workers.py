@@ -1,0 +1,186 @@
+"""Several processes on one address: their deaths, their stops, their successors, and what they share."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import NewGateway
+from tests.end_to_end.gateway_process import GatewayProcess, command_line, poll
+from tests.workers.load import Load, assert_stored_once, workers_of
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes through /proc")
+
+
+def several(new_gateway: NewGateway, workers: int, **environ: str) -> GatewayProcess:
+    return new_gateway(WEIR__WORKERS=str(workers), **environ).start()
+
+
+def by_worker(gateway: GatewayProcess, name: str) -> dict[str, float]:
+    """The sum of a metric of each worker."""
+    _, text = gateway.request("/metrics", None, {}, at="admin")
+    found: dict[str, float] = {}
+    for worker, value in re.findall(rf'^{name}{{.*?worker="(\d+)".*}} (\S+)$', text.decode(), re.MULTILINE):
+        found[worker] = found.get(worker, 0.0) + float(value)
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_killed_under_load_is_replaced_and_nothing_accepted_is_lost(
+    new_gateway: NewGateway, workers: int
+) -> None:
+    gateway = several(new_gateway, workers)
+    with Load(gateway) as load:
+        for kill in range(1, 4):
+            victim = workers_of(gateway)[0]
+            os.kill(victim, signal.SIGKILL)
+            poll(
+                lambda victim=victim: victim not in (there := workers_of(gateway)) and len(there) == workers,  # type: ignore[misc]
+                within_s=20,
+                what="another worker is there",
+            )
+            load.reach(300)
+            assert gateway.metric("weir_worker_restarts_total") == kill
+    # The control: what was on a connection of a killed worker was cut, and these senders saw it.
+    assert sum(load.troubles.values()) > 0
+    # Who connected meanwhile has waited.
+    assert load.troubles["ConnectionRefusedError"] == 0
+    assert set(load.answers) == {202}
+    assert_stored_once(gateway, load)
+    assert gateway.stop()[0] == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_are_replaced_under_load_without_a_refused_or_reset_connection(
+    new_gateway: NewGateway, workers: int
+) -> None:
+    gateway = several(new_gateway, workers)
+    with Load(gateway) as load:
+        for _ in range(3):
+            before = set(workers_of(gateway))
+            os.kill(gateway.pid, signal.SIGUSR2)
+            poll(
+                lambda before=before: not before & set(there := workers_of(gateway)) and len(there) == workers,  # type: ignore[misc]
+                within_s=60,
+                what="all workers are new",
+            )
+            load.reach(200)
+    assert (load.troubles, set(load.answers)) == ({}, {202})
+    assert gateway.metric("weir_worker_restarts_total") == 0, "no worker has died"
+    assert gateway.metric("weir_records_accepted_total") == len(load.accepted), "counts outlive those who counted"
+    assert_stored_once(gateway, load)
+    assert gateway.stop()[0] == 0
+
+
+def test_a_stop_stores_what_every_worker_has_and_leaves_no_process(new_gateway: NewGateway) -> None:
+    gateway = several(new_gateway, 2)
+    with Load(gateway) as load:
+        below = gateway.descendants()
+        code, seconds = gateway.stop()
+    assert (code, seconds < 10) == (0, True), gateway.log()
+    assert "everything accepted is in ClickHouse" in gateway.log()
+    assert [pid for pid in below if command_line(pid)] == []
+    assert load.troubles["ConnectionResetError"] == load.troubles["RemoteDisconnected"] == 0
+    gateway.start()
+    assert_stored_once(gateway, load)
+
+
+def test_a_killed_supervisor_leaves_no_process_and_its_successor_starts_at_once(new_gateway: NewGateway) -> None:
+    gateway = several(new_gateway, 2)
+    with Load(gateway) as load:
+        below = gateway.descendants()
+        gateway.kill()
+        (gateway.data_dir / "listen.json").unlink()
+    gateway.start()
+    poll(lambda: not [pid for pid in below if command_line(pid)], within_s=20, what="the others are gone")
+    assert gateway.post("/", b'{"message":"after"}', gateway.demo["keys"]["loguro"]) == 202
+    assert load.accepted
+
+
+def test_a_worker_that_is_asked_to_end_by_somebody_else_is_replaced(new_gateway: NewGateway) -> None:
+    gateway = several(new_gateway, 2)
+    with Load(gateway) as load:
+        victim = workers_of(gateway)[0]
+        os.kill(victim, signal.SIGTERM)
+        poll(
+            lambda: victim not in (there := workers_of(gateway)) and len(there) == 2,
+            within_s=20,
+            what="another worker is there",
+        )
+        load.reach(200)
+    assert (load.troubles, set(load.answers)) == ({}, {202})
+    assert_stored_once(gateway, load)
+
+
+def test_the_metrics_of_two_workers_add_up(new_gateway: NewGateway) -> None:
+    gateway = several(new_gateway, 2)
+    with Load(gateway, senders=8) as load:
+        poll(
+            lambda: len(by_worker(gateway, "weir_requests_received_total")) == 2,
+            within_s=20,
+            what="both workers get requests",
+        )
+    poll(lambda: gateway.metric("weir_rows_buffered") == 0, within_s=20, what="everything is stored")
+    assert by_worker(gateway, "weir_worker_answers") == {"0": 1, "1": 1}
+    assert sum(by_worker(gateway, "weir_records_accepted_total").values()) == len(load.accepted)
+    assert by_worker(gateway, "weir_rows_accepted_total") == by_worker(gateway, "weir_rows_stored_total")
+    assert by_worker(gateway, "weir_request_seconds_count") == by_worker(gateway, "weir_requests_received_total")
+    status, text = gateway.request("/readyz?verbose", None, {}, at="admin")
+    assert (status, b"[+] workers ok" in text) == (200, True)
+
+
+def test_one_worker_needs_no_label(new_gateway: NewGateway) -> None:
+    gateway = several(new_gateway, 1)
+    assert gateway.post("/", b'{"message":"one"}', gateway.demo["keys"]["loguro"]) == 202
+    _, text = gateway.request("/metrics", None, {}, at="admin")
+    assert 'weir_requests_accepted_total{dialect="loguro"} 1.0' in text.decode()
+
+
+def test_a_key_has_its_rate_in_all_workers_together(new_gateway: NewGateway) -> None:
+    gateway = several(new_gateway, 2)
+    made = gateway.command(
+        "keys", "create", "--project", "demo", "--dialect", "loguro", "--requests-per-minute", "60", "--json"
+    )
+    key = json.loads(made.stdout)["secret"]
+    poll(lambda: gateway.post("/", b'{"message":"rate"}', key) == 202, within_s=5, what="the key is known")
+    began = time.monotonic()
+    accepted = 1 + sum(gateway.post("/", b'{"message":"rate"}', key) == 202 for _ in range(200))
+    refilled = time.monotonic() - began + 5
+    assert 60 <= accepted <= 61 + refilled
+    # The control: both have taken part, so with buckets of their own there would have been up to 120.
+    received = by_worker(gateway, "weir_requests_received_total")
+    assert min(received["0"], received["1"]) > 61 + refilled - accepted
+
+
+def test_a_second_gateway_is_told_that_the_port_is_taken(new_gateway: NewGateway) -> None:
+    gateway = several(new_gateway, 2)
+    second = new_gateway("second", WEIR__WORKERS="2", WEIR__INGEST__LISTEN=gateway.listen["ingest"][0])
+    refused = second.command("serve")
+    assert refused.returncode == 1
+    assert f"cannot listen on {gateway.listen['ingest'][0]}" in refused.stderr
+
+
+def test_a_request_under_way_is_answered_by_the_worker_that_is_replaced(new_gateway: NewGateway) -> None:
+    gateway = several(new_gateway, 1)
+    before = workers_of(gateway)
+    connection = http.client.HTTPConnection(gateway.listen["ingest"][0], timeout=30)
+    body = b'{"message":"slow"}'
+    connection.putrequest("POST", "/")
+    connection.putheader("Authorization", f"Bearer {gateway.demo['keys']['loguro']}")
+    connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders(body[:5])
+    os.kill(gateway.pid, signal.SIGUSR2)
+    poll(lambda: set(workers_of(gateway)) - set(before), within_s=20, what="the new one is there")
+    poll(lambda: gateway.post("/", b"{}", "unknown") == 401, within_s=20, what="the new one answers")
+    assert set(before) <= set(workers_of(gateway)), "the old one waits for its request"
+    connection.send(body[5:])
+    assert connection.getresponse().status == 202
+    poll(lambda: not set(before) & set(workers_of(gateway)), within_s=20, what="the old one is gone")
+    connection.close()
