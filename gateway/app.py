@@ -48,7 +48,7 @@ from gateway.tenants.pat_store import PatStore
 from gateway.tenants.pats import Pats
 from gateway.tenants.postgres import ControlStore
 from gateway.tenants.quotas import Quotas
-from gateway.tenants.rates import Rates
+from gateway.tenants.rates import Buckets, Rates
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,9 @@ class App:
             *dataset_routes(datasets, catalog, clickhouse),
             *reads.routes(reader, store),
             *status.routes(StatusReader(reader.ask, config.clickhouse.database), store),
-            *streamlogia_reads.routes(StreamlogiaReader(reader.ask, config.clickhouse.database), store),
+            *streamlogia_reads.routes(
+                StreamlogiaReader(reader.ask, config.clickhouse.database), store, Buckets(self._buckets)
+            ),
             *alert_routes(await self._start_alerts(store, clickhouse), store, config.alerts.webhook_hosts),
         ]
         # Of its own: a query may wait for ClickHouse, and must take no sender's place meanwhile.

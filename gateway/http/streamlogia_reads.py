@@ -32,7 +32,7 @@ from gateway.dialects.streamlogia import CODES
 from gateway.errors import GatewayError, Invalid, NotFound, RateLimited, WeirError
 from gateway.http import reads
 from gateway.http.api import ApiRequest, ApiRoute, json_reply
-from gateway.http.budgets import Budgets
+from gateway.http.budgets import Buckets, Budgets
 from gateway.http.parts import PartsReply
 from gateway.http.reads import asked, known, project_named, text_of
 from gateway.http.streamlogia_export import FORMATS, MEDIA_TYPES, ROWS_MAX, SLOW, Exports
@@ -114,13 +114,14 @@ Answer = Callable[[ApiRequest, tuple[str, ...]], Awaitable[Reply]]
 def routes(
     reader: StreamlogiaReader,
     projects: Projects,
+    buckets: Buckets,
     *,
     now_ns: Callable[[], int] = time.time_ns,
     monotonic_ns: Callable[[], int] = time.monotonic_ns,
 ) -> list[ApiRoute]:
-    """All paths; where two match, the first counts."""
+    """All paths; where two match, the first counts. ``buckets`` hold what each token may still ask."""
     answers = _Answers(reader, now_ns, monotonic_ns)
-    scopes = _Scopes(projects, Budgets(per_minute=120, burst=240, now_ns=monotonic_ns))
+    scopes = _Scopes(projects, Budgets(buckets, per_minute=120, burst=240))
     project = "/v1/projects/{project_id}/logs"
     handlers = {
         project: scopes.one(answers.logs),

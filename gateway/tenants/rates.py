@@ -23,7 +23,7 @@ import mmap
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from hashlib import blake2b
 
 from gateway.errors import RateLimited
@@ -43,7 +43,7 @@ _NEIGHBOURS = 32
 
 
 def shared_buckets() -> int:
-    """A descriptor of memory for ``Rates``, all buckets full; for this process and those that inherit it."""
+    """A descriptor of memory for ``Buckets``, all buckets full; for this process and those that inherit it."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("weir-rates")
     else:
@@ -53,11 +53,76 @@ def shared_buckets() -> int:
     return descriptor
 
 
-class Rates:
-    """The buckets. ``requests_per_minute`` is for keys that have none of their own, ``by_dialect`` goes before it.
+class Buckets:
+    """Token buckets by name. ``shared`` is what ``shared_buckets`` gave; None: nobody shares.
 
-    ``shared`` is what ``shared_buckets`` gave; None: nobody shares. ``now_ns`` must not step back, and be
-    the same for all who share.
+    ``now_ns`` must not step back, and be the same for all who share.
+    """
+
+    def __init__(self, shared: int | None = None, *, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._now_ns = now_ns
+        # In pairs: whose bucket, and when it is full.
+        self._cells = memoryview(mmap.mmap(-1 if shared is None else shared, _MEMORY_BYTES)).cast("q")
+        self._places: dict[str, tuple[int, int, int]] = {}  # name -> its place, what is written there, its rate
+
+    def __len__(self) -> int:
+        """Of how many names this process knows the place."""
+        return len(self._places)
+
+    def take(self, name: str, per_minute: int, burst: int, cost: int = 1) -> tuple[float, float]:
+        """Takes ``cost`` from a bucket that holds ``burst``. Returns the seconds to wait, and what is left.
+
+        0 seconds when it was taken, else nothing was. A microsecond or two.
+        """
+        now_ns = self._now_ns()
+        place = self._place(name, per_minute)
+        each_ns = _WINDOW_NS / per_minute
+        empty_ns = max(self._cells[place + 1] - now_ns, 0)
+        wait_ns = empty_ns + (cost - burst) * each_ns
+        if wait_ns > 0:
+            return wait_ns / 1e9, burst - empty_ns / each_ns
+        empty_ns += int(cost * each_ns)  # rounded down: a minute's requests must fit into a minute
+        self._cells[place + 1] = now_ns + empty_ns
+        return 0.0, burst - empty_ns / each_ns
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Lets go of them; they are full from then on."""
+        for name in names:
+            place, whose, _ = self._places.pop(name)
+            if self._cells[place] == whose:
+                self._cells[place + 1] = 0
+
+    @property
+    def names(self) -> Set[str]:
+        """Those whose places this process knows."""
+        return self._places.keys()
+
+    def _place(self, name: str, per_minute: int) -> int:
+        """Where the bucket is: first whose it is, then when it is full. A name with another rate has another one."""
+        cells = self._cells
+        known = self._places.get(name)
+        if known is not None and known[2] == per_minute and cells[known[0]] == known[1]:
+            return known[0]
+        digest = blake2b(f"{per_minute} {name}".encode(), digest_size=8).digest()
+        whose = int.from_bytes(digest, "little", signed=True)
+        near = [(whose + step) % BUCKETS * 2 for step in range(_NEIGHBOURS)]
+        place = next((place for place in near if cells[place] == whose), -1)
+        if place < 0:
+            # The one that is full, or will be first. Should another process take it for another name in this
+            # moment, one of the two finds a stranger's there at its next request, and comes here again.
+            place = min(near, key=lambda place: cells[place + 1])
+            cells[place + 1] = 0
+            cells[place] = whose
+        if len(self._places) >= BUCKETS:
+            self._places.clear()  # they are found again
+        self._places[name] = place, whose, per_minute
+        return place
+
+
+class Rates:
+    """Those of keys. ``requests_per_minute`` is for keys that have none of their own, ``by_dialect`` goes before it.
+
+    ``shared`` and ``now_ns`` are as of ``Buckets``.
     """
 
     def __init__(
@@ -70,67 +135,34 @@ class Rates:
     ) -> None:
         self._default = requests_per_minute
         self._by_dialect = dict(by_dialect or {})
-        self._now_ns = now_ns
-        # In pairs: whose bucket, and when it is full.
-        self._cells = memoryview(mmap.mmap(-1 if shared is None else shared, _MEMORY_BYTES)).cast("q")
-        self._places: dict[str, tuple[int, int, int]] = {}  # key id -> its place, what is written there, its limit
+        self._buckets = Buckets(shared, now_ns=now_ns)
 
     def __len__(self) -> int:
-        """Of how many keys this process knows the place."""
-        return len(self._places)
+        """Of how many keys this process knows the bucket."""
+        return len(self._buckets)
 
     def take(self, key: KeyRecord) -> Headers:
         """Counts a request; returns the headers its reply is to carry, whatever it will be. A microsecond or two.
 
         RateLimited when it is one too many: then it is not counted.
         """
-        now_ns = self._now_ns()
         limit = key.requests_per_minute or self._by_dialect.get(key.dialect, self._default)
-        place = self._place(key.id, limit)
-        each_ns = _WINDOW_NS / limit
-        empty_ns = max(self._cells[place + 1] - now_ns, 0)
-        wait_ns = empty_ns + each_ns - _WINDOW_NS
-        if wait_ns <= 0:
-            empty_ns += int(each_ns)  # rounded down: a minute's requests must fit into a minute
-            self._cells[place + 1] = now_ns + empty_ns
-            left = limit - empty_ns / each_ns
+        wait_s, left = self._buckets.take(key.id, limit, limit)
+        if not wait_s:
             return () if left >= limit * LOW else _headers(limit, left)
         error = RateLimited(
             f"More than {limit} requests a minute with this key. Send the same again later, "
             "and more records in a request: a batch is one request.",
             log=f"rate: key {key.id} over {limit} requests a minute",
-            retry_after_s=math.ceil(wait_ns / 1e9),
+            retry_after_s=math.ceil(wait_s),
         )
-        error.notices = _headers(limit, limit - empty_ns / each_ns)
+        error.notices = _headers(limit, left)
         raise error
 
     def keep(self, table: KeyTable) -> None:
-        """Lets go of places of keys that are gone, once there are more places than keys."""
-        if len(self._places) > len(table.live):
-            live = {record.id for record in table.live.values()}
-            for key_id in self._places.keys() - live:
-                place, whose, _ = self._places.pop(key_id)
-                if self._cells[place] == whose:
-                    self._cells[place + 1] = 0
-
-    def _place(self, key_id: str, limit: int) -> int:
-        """Where the bucket is: first whose it is, then when it is full. A key with another limit has another one."""
-        cells = self._cells
-        known = self._places.get(key_id)
-        if known is not None and known[2] == limit and cells[known[0]] == known[1]:
-            return known[0]
-        digest = blake2b(f"{limit} {key_id}".encode(), digest_size=8).digest()
-        whose = int.from_bytes(digest, "little", signed=True)
-        near = [(whose + step) % BUCKETS * 2 for step in range(_NEIGHBOURS)]
-        place = next((place for place in near if cells[place] == whose), -1)
-        if place < 0:
-            # The one that is full, or will be first. Should another process take it for another key in this
-            # moment, one of the two finds a stranger's name there at its next request, and comes here again.
-            place = min(near, key=lambda place: cells[place + 1])
-            cells[place + 1] = 0
-            cells[place] = whose
-        self._places[key_id] = place, whose, limit
-        return place
+        """Lets go of buckets of keys that are gone, once there are more buckets than keys."""
+        if len(self._buckets) > len(table.live):
+            self._buckets.forget(self._buckets.names - {record.id for record in table.live.values()})
 
 
 def _headers(limit: int, left: float) -> Headers:
