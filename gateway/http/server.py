@@ -72,8 +72,8 @@ class IngestServer:
         if route is not None:
             return await ingest(self._house, route, request.method, path, request.headers, incoming)
         reply = await self._other(request, incoming)
-        sent_id = sent_request_id(request.headers)
-        return replace(reply, headers=(*reply.headers, ("X-Request-Id", sent_id))) if sent_id else reply
+        request_id = sent_request_id(request.headers) or self._house.mint_request_id()
+        return replace(reply, headers=(*reply.headers, ("X-Request-Id", request_id)))
 
     async def _other(self, request: web.BaseRequest, incoming: Incoming) -> Reply:
         if request.path == "/healthz":

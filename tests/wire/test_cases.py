@@ -2,66 +2,62 @@
 
 A case is a folder:
 
-    request.http   request line and headers, as sent; {loguro} and the like stand for the demo project's
-                   keys, in the body too; Content-Length is added unless it or Transfer-Encoding is there
+    request.http   request line and headers, as sent; Content-Length is added unless it or
+                   Transfer-Encoding is there. {loguro} and the like stand for the demo project's keys,
+                   {pat} for its token, {project} and {slug} for it, {now} and {8 days ago} for times;
+                   in the body too
+    before/        requests that come first, 1.http with its body 1.json and so on, each of which must be
+                   accepted and stored. They and the case are then in a project of their own, whose only
+                   key all the keys' names stand for; {dataset} is the dataset that was made, {cursor} what
+                   they were told to go on from
     body.*         the body as sent: .pb protobuf, .json, .gz and so on; none: no body
     body.make.json instead of it, for bodies too large to keep: {"unit": text, "bytes": size, "encoding": gzip}
     reply.json     status, some headers, and the body: parsed; a protobuf reply by its field names
     rows.json      the rows of otel_logs in order, without empty columns; none: no rows
     genai.json     the same of genai_events
     errors.json    the same of error_events
+    dataset.json   the rows of {dataset}
 
 In a row ``{arrival}`` is the time of the request, ``{latest}`` and ``{oldest}`` are where a time too far
 ahead or behind is moved to, and ``{project}`` is the demo project. In a row and in the
 reply ``{id 0}``, ``{id 1}``, ... are the ids the gateway made for the rows. In the reply ``{arrival}`` is
-also a time in seconds, ``{ulid}`` a ULID of that time, and ``{request id}`` the one the gateway made. After
+also a time of the case, ``{ulid}`` a ULID of that time, ``{request id}`` the one the gateway made, and
+``{cursor}`` one to go on from. After
 each case a good request on the same path must be accepted and stored, whatever the case was.
 """
 
 from __future__ import annotations
 
-import calendar
-import gzip
 import json
 import re
-import socket
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-import zstandard
-from google.protobuf.json_format import MessageToDict
-from google.rpc.status_pb2 import Status
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 
 from gateway.config import Config
 from gateway.dialects import registry
 from tests.support.gateway import Gateway
+from tests.support.projects import make_project
+from tests.wire.exchange import Names, body_of, exchange, request_bytes, send
 
 CASES = Path(__file__).parent / "cases"
 FOLDERS = sorted(path.parent for path in CASES.glob("*/*/request.http"))
-WAIT_S = 20.0
 SECOND_NS = 1_000_000_000
 RETENTION_DAYS = 20_000
-ENCODERS: dict[str, Callable[[bytes], bytes]] = {
-    "": bytes,
-    "gzip": gzip.compress,
-    "deflate": zlib.compress,
-    "zstd": zstandard.compress,
-}
 EDGES = {"{arrival}": 0, "{latest}": 3_600, "{oldest}": -(RETENTION_DAYS - 1) * 86_400}
-CHUNK = 7
 MUTATIONS = 400
 # The identity of a row is delivery's business, and different each time.
 _ROWS = """
 SELECT * EXCEPT (SpoolFrame, SpoolRow) REPLACE ({times})
 FROM {table} WHERE SpoolFrame NOT IN (SELECT SpoolFrame FROM seen_frames) ORDER BY SpoolFrame, SpoolRow
 """
+_DATASET_ROWS = "SELECT * EXCEPT (SpoolFrame, SpoolRow) FROM dataset_{dataset} ORDER BY SpoolFrame, SpoolRow"
 _TIMES = {
     "otel_logs": ("Timestamp", "ObservedTimestamp"),
     "error_events": ("Timestamp",),
@@ -70,7 +66,8 @@ _TIMES = {
 _IDS = ("RecordId", "EventId")
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ULID = re.compile(rf"[0-7][{_CROCKFORD}]{{25}}")
-_SECOND = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
+_NUMBERS = count(1)
 
 
 @pytest.fixture(scope="module")
@@ -85,78 +82,13 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     assert exit_code == 0
 
 
-class Reply:
-    """An answer, taken apart by hand: what a library would forgive is to be seen."""
-
-    def __init__(self, raw: bytes) -> None:
-        head, _, rest = raw.partition(b"\r\n\r\n")
-        status, *lines = head.decode("ascii").split("\r\n")
-        self.status = int(status.split(" ")[1])
-        self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-        self.body = rest
-        assert len(rest) == int(self.headers["content-length"])
-
-    def content(self) -> Any:
-        """The body, parsed by what it is labelled as; of protobuf a dictionary, empty for zero bytes."""
-        if self.headers["content-type"] != "application/x-protobuf":
-            return json.loads(self.body)
-        message = Status() if self.status >= 400 else ExportLogsServiceResponse()
-        message.ParseFromString(self.body)
-        fields: dict[str, Any] = MessageToDict(message)
-        assert bool(fields) == bool(self.body)
-        return fields
-
-
-def exchange(gateway: Gateway, head: str, body: bytes) -> Reply:
-    """One request on a connection of its own, and its reply."""
-    return Reply(send(gateway, request_bytes(gateway, head, body)))
-
-
-def request_bytes(gateway: Gateway, head: str, body: bytes) -> bytes:
-    """A case's request as it goes over the wire."""
-    for name, key in gateway.demo["keys"].items():
-        head = head.replace("{" + name + "}", key)
-        body = body.replace(b"{%b}" % name.encode(), key.encode())
-    lowered = head.lower()
-    if "transfer-encoding: chunked" in lowered:
-        pieces = [body[at : at + CHUNK] for at in range(0, len(body), CHUNK)]
-        body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (*pieces, b""))
-    elif "content-length" not in lowered and not lowered.startswith("get "):
-        head += f"Content-Length: {len(body)}\n"
-    return (head + "Connection: close\n\n").replace("\n", "\r\n").encode("latin-1") + body
-
-
-def send(gateway: Gateway, request: bytes, *, half_close: bool = False) -> bytes:
-    """All of it is written before the answer is read; what comes until the gateway closes."""
-    host, _, port = gateway.ingest[0].rpartition(":")
-    received = b""
-    with socket.create_connection((host, int(port)), WAIT_S) as connection, suppress(ConnectionError):
-        connection.sendall(request)
-        if half_close:
-            connection.shutdown(socket.SHUT_WR)
-        while piece := connection.recv(1 << 16):
-            received += piece
-    return received
-
-
-def body_of(folder: Path) -> bytes:
-    made = folder / "body.make.json"
-    if not made.exists():
-        files = list(folder.glob("body.*"))
-        assert len(files) < 2
-        return files[0].read_bytes() if files else b""
-    recipe = json.loads(made.read_text())
-    unit = recipe["unit"].encode()
-    body = (unit * (recipe["bytes"] // len(unit) + 1))[: recipe["bytes"]]
-    return ENCODERS[recipe.get("encoding", "")](body)
-
-
 def good_request(folder: Path) -> tuple[str, bytes, str]:
     """Head, body and message of a request that is accepted on the path of the case's dialect."""
     message = f"after {folder.parent.name}/{folder.name}"
     entry = {"level": "info", "message": message, "source": "test"}
     path, entries = {
         "loguro": ("/", entry),
+        "datasets": ("/", entry),
         "proliferate": ("/api/v1/logs/batch", {"logs": [entry]}),
         "streamlogia": ("/v1/ingest", [entry]),
         "ndjson": ("/v1/ndjson", entry),
@@ -194,22 +126,59 @@ def readable(row: dict[str, Any], project: str, began_ns: int, ended_ns: int) ->
     return row
 
 
+def names_of(gateway: Gateway) -> dict[str, str]:
+    """The words of a case in the demo project."""
+    demo, now = gateway.demo, datetime.now(UTC)
+    times = {"now": now, "8 days ago": now - timedelta(days=8)}
+    return {
+        **demo["keys"],
+        **{name: moment.isoformat(timespec="milliseconds")[:-6] + "Z" for name, moment in times.items()},
+        "pat": demo["pat"],
+        "project": demo["project_id"],
+        "slug": demo["project"],
+        "dataset": "1",
+        "cursor": "",
+    }
+
+
+def prepared(gateway: Gateway, folder: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """The words of a case, and the log records that were there before it, when what is to be before it is stored."""
+    names = names_of(gateway)
+    if not (folder / "before").exists():
+        return names, []
+    made = make_project(gateway, f"case-{next(_NUMBERS)}", "loguro")
+    names |= {**dict.fromkeys(gateway.demo["keys"], made.key), "project": made.id, "slug": made.slug, "dataset": ""}
+    for head in sorted((folder / "before").glob("*.http"), key=lambda path: int(path.stem)):
+        body = head.with_suffix(".json")
+        reply = exchange(gateway, head.read_text(), body.read_bytes() if body.exists() else b"", names)
+        assert reply.status < 300, (head, reply.body)
+        gateway.wait_until_stored()
+        content = reply.content()
+        if "dataset" in content:
+            names["dataset"] = str(content["dataset"]["id"])
+        names["cursor"] = content.get("nextCursor") or ""
+    # Seen now, and so no rows of the case.
+    return names, [row for table in _TIMES for row in stored_rows(gateway, table)]
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
 def test_case(gateway: Gateway, folder: Path) -> None:
     began_ns = time.time_ns()
-    reply = exchange(gateway, (folder / "request.http").read_text(), body_of(folder))
+    names, earlier = prepared(gateway, folder)
+    request = (folder / "request.http").read_text()
+    reply = exchange(gateway, request, body_of(folder), names)
     head, body, message = good_request(folder)
-    after = exchange(gateway, head, body)
+    after = exchange(gateway, head, body, names_of(gateway))
     ended_ns = time.time_ns()
     rows, errors, genai = (
-        [readable(row, gateway.demo["project_id"], began_ns, ended_ns) for row in stored_rows(gateway, table)]
-        for table in _TIMES
+        [readable(row, names["project"], began_ns, ended_ns) for row in stored_rows(gateway, table)] for table in _TIMES
     )
-    content = with_ids_named(reply.content(), (*rows, *errors), body_of(folder))
-    names = {gateway.demo["project_id"]: "{project}"}
-    if "\nx-request-id:" not in (folder / "request.http").read_text().lower():
-        names[reply.headers["x-request-id"]] = "{request id}"
-    content = with_moments_named(content, names, began_ns, ended_ns)
+    content = with_ids_named(reply.content(), (*earlier, *rows, *errors), body_of(folder))
+    dataset = int(names["dataset"] or content.get("dataset", {}).get("id", 0))
+    words: dict[object, str] = {names["project"]: "{project}", dataset: "{dataset}"}
+    if "\nx-request-id:" not in request.lower():
+        words[reply.headers["x-request-id"]] = "{request id}"
+    content = with_moments_named(content, words, began_ns, ended_ns)
 
     expected = json.loads((folder / "reply.json").read_text())
     assert {"status": reply.status, "body": content} == {name: expected[name] for name in ("status", "body")}
@@ -220,6 +189,14 @@ def test_case(gateway: Gateway, folder: Path) -> None:
     assert rows == expected_rows(folder / "rows.json")
     assert errors == expected_rows(folder / "errors.json")
     assert genai == expected_rows(folder / "genai.json")
+    if (folder / "dataset.json").exists():
+        assert dataset_rows(gateway, names) == expected_rows(folder / "dataset.json")
+
+
+def dataset_rows(gateway: Gateway, names: Names) -> list[dict[str, Any]]:
+    """All rows of the case's dataset, without empty columns."""
+    rows = gateway.query(_DATASET_ROWS.format(dataset=int(names["dataset"])))
+    return [{name: value for name, value in row.items() if value != ""} for row in rows]
 
 
 def with_ids_named(content: Any, rows: Iterable[dict[str, Any]], sent: bytes) -> Any:
@@ -235,9 +212,15 @@ def with_ids_named(content: Any, rows: Iterable[dict[str, Any]], sent: bytes) ->
     return json.loads(text)
 
 
-def with_moments_named(content: Any, names: dict[str, str], began_ns: int, ended_ns: int) -> Any:
+def with_moments_named(content: Any, names: dict[object, str], began_ns: int, ended_ns: int) -> Any:
     """The reply's content with what differs each time by its name: a word of ``names``, a ULID, a time."""
+    if isinstance(content, list):
+        return [with_moments_named(inner, names, began_ns, ended_ns) for inner in content]
     if isinstance(content, dict):
+        if isinstance(content.get("id"), int):
+            content["id"] = names.get(content["id"], content["id"])
+        if content.get("nextCursor"):
+            content["nextCursor"] = "{cursor}"
         return {name: with_moments_named(inner, names, began_ns, ended_ns) for name, inner in content.items()}
     if not isinstance(content, str):
         return content
@@ -247,9 +230,12 @@ def with_moments_named(content: Any, names: dict[str, str], began_ns: int, ended
         letters = [_CROCKFORD.index(letter) for letter in content[:10]]
         moment_ms = sum(value << 5 * place for place, value in enumerate(reversed(letters)))
         return "{ulid}" if began_ns // 1_000_000 <= moment_ms <= ended_ns // 1_000_000 else content
-    if _SECOND.fullmatch(content):
-        moment_s = calendar.timegm(time.strptime(content, "%Y-%m-%dT%H:%M:%SZ"))
-        return "{arrival}" if began_ns // SECOND_NS <= moment_s <= ended_ns // SECOND_NS else content
+    if moment := _MOMENT.fullmatch(content):
+        digits = moment[2] or ""
+        unit_ns = 10 ** (9 - len(digits))
+        seconds = int(datetime.fromisoformat(moment[1] + "+00:00").timestamp())
+        moment_ns = seconds * SECOND_NS + int(digits.ljust(9, "0"))
+        return "{arrival}" if began_ns // unit_ns * unit_ns <= moment_ns <= ended_ns else content
     return content
 
 
@@ -264,14 +250,14 @@ def test_no_mutation_of_a_request_fails_the_gateway(gateway: Gateway) -> None:
     for seed in range(MUTATIONS):
         random = Random(seed)
         folder = random.choice(samples)
-        request = request_bytes(gateway, (folder / "request.http").read_text(), body_of(folder))
+        request = request_bytes((folder / "request.http").read_text(), body_of(folder), names_of(gateway))
         answer = send(gateway, mutated(request, random), half_close=True)
         status = int(answer[9:12]) if answer else 0
         assert status < 500, f"seed {seed}, {folder}: {answer!r}"
         statuses.add(status)
     assert {200, 202, 400} <= statuses
     head, body, message = good_request(FOLDERS[0])
-    assert exchange(gateway, head, body).status in (200, 202)
+    assert exchange(gateway, head, body, names_of(gateway)).status in (200, 202)
     assert message in [row["Body"] for row in stored_rows(gateway) if "Body" in row]
 
 
@@ -313,6 +299,5 @@ def test_the_counts_add_up(gateway: Gateway) -> None:
 
 def test_every_dialect_has_cases_and_no_folder_is_forgotten() -> None:
     there = {dialect.name for dialect in registry(Config().limits, Config().ndjson)}
-    # A dataset is made first, and its table is its own: tests/datasets has theirs.
-    assert {folder.parent.name for folder in FOLDERS} == there - {"datasets"}
+    assert {folder.parent.name for folder in FOLDERS} == there
     assert [path for path in CASES.glob("*/*") if path not in FOLDERS] == []
