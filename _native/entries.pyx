@@ -5,8 +5,8 @@
 # rules whose path begins with "../" and hold for every entry.
 #
 # An entry is passed over once: each member the plan knows leaves the span of its value in a slot (so
-# the last of duplicates wins), the others go to a list. Then each output's rules are carried out in
-# order, reading the spans. All or nothing: an entry that is not acceptable refuses the request, but
+# the last of duplicates wins), the others go to a list, and of objects that will be flattened the
+# members are noted. Then each output's rules are carried out in order, reading the spans. All or nothing: an entry that is not acceptable refuses the request, but
 # only after the rest was seen to be JSON. Or, where the dialect can say so, such entries are left out.
 
 cdef int save_entry(decoder_t *d) noexcept nogil:
@@ -28,6 +28,7 @@ cdef int undo_entry(decoder_t *d) noexcept nogil:
 cdef int write_entries(entries_t *e, int depth) noexcept nogil:
     """The object at the cursor as a row of each output."""
     cdef decoder_t *d = e.d
+    cdef const uint8_t *start = e.j.p
     cdef json_value_t value
     cdef text_t none
     cdef int i, status
@@ -51,8 +52,10 @@ cdef int write_entries(entries_t *e, int depth) noexcept nogil:
         if status < 0:
             return status
     d.rows += 1
-    if d.rows % 64 == 0 and grown(d) > d.column_bytes_max:
-        return TOO_LARGE
+    # Small entries cannot outrun the limit by much between two looks.
+    if d.rows % 64 == 0 or <size_t> (e.j.p - start) + e.shared_bytes > 4096:
+        if grown(d) > d.column_bytes_max:
+            return TOO_LARGE
     return OK
 
 
@@ -189,18 +192,21 @@ cdef int take_array(entries_t *e, int depth) noexcept nogil:
 
 
 cdef int take_member(entries_t *e) noexcept nogil:
-    """An object with the entries in one of its members: its members first, then the entries."""
+    """An object with the entries in one of its members.
+
+    They are decoded where they stand, and once more if the object, behind them, says something else
+    of what they share, or has other entries: of a member that comes twice the last one counts.
+    """
     cdef decoder_t *d = e.d
     cdef string_t key
     cdef text_t name, none
-    cdef json_value_t value
-    cdef json_value_t found = e.slots[0]
-    cdef json_t whole
-    cdef int i, status
+    cdef json_value_t value, found
+    cdef bint is_entries, taken = False, again = False
+    cdef int shared, status
     none.p = NULL
     none.size = 0
     found.type = 0
-    skip_space(&e.j)
+    found.p = e.j.p
     if e.j.p >= e.j.end or e.j.p[0] != 123:
         if read_json(d, &e.j, &value, 0) < 0 or whole_json(d, &e.j) < 0:
             return MALFORMED
@@ -211,47 +217,83 @@ cdef int take_member(entries_t *e) noexcept nogil:
             return MALFORMED
         if string_text(&key, &e.work, &name) < 0:
             return NO_MEMORY
+        is_entries = same_text(&name, &e.member)
+        shared = shared_number(e, &name)
         skip_space(&e.j)
-        if same_text(&name, &e.member):
-            # Of a member that comes twice the last one wins; that the other is JSON is seen here.
-            if found.type == 91 and check_array(d, &e.j, &found) < 0:
-                return MALFORMED
-            if e.j.p < e.j.end and e.j.p[0] == 91:
-                if skip_array(d, &e.j, &value) < 0:
-                    return MALFORMED
-            elif read_json(d, &e.j, &value, 1) < 0:
-                return MALFORMED
+        value.type = e.j.p[0] if e.j.p < e.j.end else 0
+        if is_entries and not taken and value.type == 91:
+            taken = True
+            value.p = e.j.p
+            status = take_elements(e)
+            value.end = e.j.p
+        else:
+            status = read_json(d, &e.j, &value, 1)
+            again |= taken and (is_entries or shared >= 0)
+        if status == OK and shared >= 0:
+            status = take_shared(e, shared, &value)
+        if status < 0:
+            return status
+        if is_entries:
             found = value
-        elif read_json(d, &e.j, &value, 1) < 0:
-            return MALFORMED
-        for i in range(e.shared_count):
-            if same_text(&name, &e.shared_names[i]):
-                e.shared[i] = value
         status = next_item(d, &e.j, 125)
     if status < 0 or whole_json(d, &e.j) < 0:
         return MALFORMED
+    if found.type == 91 and not again:
+        return OK
+    forget_entries(e)
     if found.type != 91:
         return refuse(e, &e.member, "is required" if found.type == 0 else "must be an array")
-    whole = e.j
-    e.in_array = True
     e.j.p = found.p
-    e.j.end = found.end
-    status = take_array(e, 1)
-    if status == OK:
-        status = whole_json(d, &e.j)
-    e.j = whole
+    status = take_elements(e)
+    e.j.p = e.j.end
     return status
 
 
-cdef int check_array(decoder_t *d, json_t *j, json_value_t *skipped) noexcept nogil:
-    """That an array which was only skipped is JSON."""
-    cdef json_t inner = j[0]
-    cdef json_value_t value
-    inner.p = skipped.p
-    inner.end = skipped.end
-    if read_json(d, &inner, &value, 1) < 0:
-        return MALFORMED
-    return whole_json(d, &inner)
+cdef int take_elements(entries_t *e) noexcept nogil:
+    """The entries, which are the elements of the array at the cursor."""
+    e.in_array = True
+    return take_array(e, 1)
+
+
+cdef int shared_number(entries_t *e, text_t *name) noexcept nogil:
+    """Which of the members that the entries share it is, or -1."""
+    cdef int i
+    for i in range(e.shared_count):
+        if same_text(name, &e.shared_names[i]):
+            return i
+    return -1
+
+
+cdef int take_shared(entries_t *e, int number, json_value_t *value) noexcept nogil:
+    """Keep what the entries share, and its text: made once, for it may be long and the entries many."""
+    cdef buffer_t *kept = &e.shared_texts[number]
+    cdef text_t text
+    if scalar_text(e, value, &text) < 0:
+        return NO_MEMORY
+    e.shared[number] = value[0]
+    e.shared_bytes -= kept.size
+    kept.size = 0
+    if buffer_append_text(kept, text.p, text.size) < 0:
+        return NO_MEMORY
+    e.shared_bytes += kept.size
+    return OK
+
+
+cdef void forget_entries(entries_t *e) noexcept nogil:
+    """As if none had been taken yet."""
+    cdef decoder_t *d = e.d
+    cdef int i, c
+    for i in range(d.output_count):
+        for c in range(d.outputs[i].count):
+            column_restore(&d.outputs[i].columns[c], &d.outputs[i].columns[c].request)
+    d.rows = 0
+    d.attributes_cut = 0
+    d.timestamps_clamped = 0
+    e.in_array = False
+    e.over = 0
+    e.problems.count = 0
+    e.problems.kept.size = 0
+    e.problems.names.size = 0
 
 
 cdef int decode_entries(entries_t *e, bint lines) noexcept nogil:
@@ -350,9 +392,13 @@ cdef Decoded counts_of_entries(entries_t *e):
 
 
 cdef void free_entries(entries_t *e) noexcept nogil:
+    cdef int i
+    for i in range(e.shared_count):
+        buffer_free(&e.shared_texts[i])
     buffer_free(&e.key)
     buffer_free(&e.work)
     buffer_free(&e.problems.kept)
     buffer_free(&e.problems.names)
-    free(e.unknown)
+    buffer_free(&e.unknown)
+    buffer_free(&e.noted)
     dictionary_free(&e.unknown_names)

@@ -42,9 +42,9 @@ ctypedef struct entry_output_t:
     int map_count
     int unknown                 # column for unknown members, or UNKNOWN_...
     bint *ruled                 # per column: whether a rule feeds it
-    int level_column
 
-ctypedef struct unknown_t:
+ctypedef struct pair_t:
+    # A member as sent.
     string_t key
     json_value_t value
 
@@ -80,12 +80,15 @@ ctypedef struct entries_t:
     text_t *shared_names
     int shared_count
     json_value_t shared[MEMBERS_MAX]
+    buffer_t shared_texts[MEMBERS_MAX]  # their texts, made once however many entries there are
+    size_t shared_bytes                 # of these texts
     text_t member
-    unknown_t *unknown
-    size_t unknown_count
-    size_t unknown_capacity
-    dictionary_t unknown_names      # of an entry with several: the place of the last of each name, from 1
+    bint *flattened                 # per slot: whether a rule flattens it
     bint keep_unknown
+    bint flatten_unknown
+    buffer_t unknown                # pair_t: the entry's members that no rule knows
+    buffer_t noted                  # pair_t: the members of its objects that are flattened, in the order sent
+    dictionary_t unknown_names      # of an entry with several: the place of the last of each name, from 1
     bint goes_on                # what an entry that is refused had written is taken back
     bint saved                  # the entry has begun to write
     buffer_t key
@@ -111,6 +114,7 @@ cdef class EntryPlan:
     cdef entry_output_t outputs[OUTPUTS_MAX]
     cdef text_t names[MEMBERS_MAX]
     cdef text_t shared_names[MEMBERS_MAX]
+    cdef bint flattened[MEMBERS_MAX]
     cdef text_t member
     cdef int name_count, shared_count, output_count
 
@@ -126,7 +130,7 @@ cdef class EntryPlan:
         names = {}
         for i, (_, rules, _) in enumerate(outputs):
             self.output_count += 1
-            self.compile(&self.outputs[<int> i], self.layouts[i], rules, unknown, names, self.sources[i][S_ATTRIBUTES])
+            self.compile(&self.outputs[<int> i], self.layouts[i], rules, unknown, names, self.sources[i])
 
     def __dealloc__(self):
         cdef int i
@@ -144,8 +148,10 @@ cdef class EntryPlan:
         e.shared_names = self.shared_names
         e.shared_count = self.shared_count
         e.member = self.member
+        e.flattened = self.flattened
         for i in range(self.output_count):
             e.keep_unknown |= self.outputs[i].unknown != UNKNOWN_IGNORE
+            e.flatten_unknown |= self.outputs[i].unknown >= 0
 
     cdef int slot_of(self, str path, bint shared, dict names) except -1:
         cdef int count = self.shared_count if shared else self.name_count
@@ -168,10 +174,7 @@ cdef class EntryPlan:
         to.size = len(encoded)
         return 0
 
-    cdef int compile(self, entry_output_t *output, tuple layout, rules, str unknown, dict names,
-                     int attributes) except -1:
-        cdef rule_t *rule
-        cdef int number
+    cdef int compile(self, entry_output_t *output, tuple layout, rules, str unknown, dict names, list sources) except -1:
         places = {name: place for place, (name, _) in enumerate(layout)}
         types = dict(layout)
         output.rules = <rule_t *> calloc(max(1, len(rules)), sizeof(rule_t))
@@ -180,57 +183,83 @@ cdef class EntryPlan:
         if output.rules == NULL or output.maps == NULL or output.ruled == NULL:
             raise MemoryError
         output.unknown = UNKNOWN_REJECT if unknown == "reject" else UNKNOWN_IGNORE
-        maps = [attributes] if attributes >= 0 else []
+        maps = {sources[S_ATTRIBUTES]} - {-1}
         for path, kind, column, key in rules:
-            kind, *flags = kind.split(" ")
-            otherwise = [flag[8:] for flag in flags if flag.startswith("default=")]
-            if kind not in RULE_KINDS or set(flags) - {*RULE_FLAGS, *("default=" + o for o in otherwise)}:
-                raise ValueError(f"rule for {path!r}: no such kind or flag: {' '.join([kind, *flags])!r}")
             if column not in places:
                 raise ValueError(f"rule for {path!r}: there is no column {column}")
-            number, family = RULE_KINDS[kind]
-            if not type_is(types[column], family):
-                raise ValueError(f"rule for {path!r}: {kind} cannot feed {column}, a {types[column]}")
-            for flag, kinds in RULE_FLAGS.items():
-                if flag in flags and kind not in kinds:
-                    raise ValueError(f"rule for {path!r}: {kind} is never {flag}")
-            if otherwise and kind not in ("text", "attribute", "level"):
-                raise ValueError(f"rule for {path!r}: {kind} has no default")
-            if otherwise and kind == "level" and not 0 <= level_number(otherwise[0]) <= 24:
-                raise ValueError(f"rule for {path!r}: {otherwise[0]} is no level")
-            rule = &output.rules[output.rule_count]
-            rule.shared = path.startswith("../")
-            if rule.shared and not self.member.size:
-                raise ValueError(f"rule for {path!r}: the entries of this plan are not in a member")
-            rule.slot = self.slot_of(path, rule.shared, names)
-            if otherwise:
-                self.hold(otherwise[0], &rule.otherwise)
-            rule.kind = number
+            rule = self.add_rule(output, path, kind, types[column], names)
             rule.column = places[column]
-            rule.required = "required" in flags
-            rule.nonempty = "nonempty" in flags
-            rule.lenient = "lenient" in flags
-            rule.array = "array" in flags
-            rule.uuid = "uuid" in flags
             self.hold(key, &rule.key)
-            output.rule_count += 1
-            if family == "map":
-                maps.append(places[column])
-            elif output.ruled[<int> places[column]]:
+            if rule.kind == R_ATTRIBUTE or rule.kind == R_ATTRIBUTES:
+                maps.add(rule.column)
+            elif output.ruled[rule.column]:
                 raise ValueError(f"column {column} has two rules")
-            output.ruled[<int> places[column]] = True
+            output.ruled[rule.column] = True
+        check_rules(output, layout, sources)
         if unknown not in ("ignore", "reject") and unknown in places:
             if not type_is(types[unknown], "map"):
                 raise ValueError(f"unknown members cannot go to {unknown}, a {types[unknown]}")
             output.unknown = places[unknown]
-            maps.append(places[unknown])
+            maps.add(places[unknown])
         elif unknown not in ("ignore", "reject") and len(self.layouts) == 1:
             raise ValueError(f"there is no column {unknown} for unknown members")
-        for place in sorted(set(maps)):
+        for place in sorted(maps):
             output.ruled[<int> place] = True
             output.maps[output.map_count] = place
             output.map_count += 1
         return 0
+
+    cdef rule_t *add_rule(self, entry_output_t *output, str path, str words, str type_, dict names) except NULL:
+        """The output's next rule, of what its kind and flags say."""
+        cdef rule_t *rule = &output.rules[output.rule_count]
+        kind, *flags = words.split(" ")
+        otherwise = [flag[8:] for flag in flags if flag.startswith("default=")]
+        if kind not in RULE_KINDS or set(flags) - {*RULE_FLAGS, *("default=" + o for o in otherwise)}:
+            raise ValueError(f"rule for {path!r}: no such kind or flag: {words!r}")
+        rule.kind, family = RULE_KINDS[kind]
+        if not type_is(type_, family):
+            raise ValueError(f"rule for {path!r}: {kind} cannot feed a {type_}")
+        for flag, kinds in RULE_FLAGS.items():
+            if flag in flags and kind not in kinds:
+                raise ValueError(f"rule for {path!r}: {kind} is never {flag}")
+        if otherwise and kind not in ("text", "attribute", "level"):
+            raise ValueError(f"rule for {path!r}: {kind} has no default")
+        if otherwise and kind == "level" and not 0 <= level_number(otherwise[0]) <= 24:
+            raise ValueError(f"rule for {path!r}: {otherwise[0]} is no level")
+        rule.shared = path.startswith("../")
+        if rule.shared and not self.member.size:
+            raise ValueError(f"rule for {path!r}: the entries of this plan are not in a member")
+        if rule.shared and path[3:].encode() == self.kept[0]:
+            raise ValueError(f"rule for {path!r}: that member holds the entries")
+        if rule.shared and kind not in ("text", "attribute"):
+            raise ValueError(f"rule for {path!r}: what entries share is a text or an attribute, not {kind}")
+        rule.slot = self.slot_of(path, rule.shared, names)
+        if kind == "attributes":
+            self.flattened[rule.slot] = True
+        if otherwise:
+            self.hold(otherwise[0], &rule.otherwise)
+        rule.required = "required" in flags
+        rule.nonempty = "nonempty" in flags
+        rule.lenient = "lenient" in flags
+        rule.array = "array" in flags
+        rule.uuid = "uuid" in flags
+        output.rule_count += 1
+        return rule
+
+
+cdef int check_rules(entry_output_t *output, tuple layout, list sources) except -1:
+    """That no column is written twice for an entry."""
+    cdef int levels = 0, i
+    for source in (S_PROJECT_ID, S_DIALECT, S_FRAME, S_ROW):
+        if sources[source] >= 0 and output.ruled[<int> sources[source]]:
+            raise ValueError(f"column {layout[sources[source]][0]} is the request's: it has no rule")
+    for i in range(output.rule_count):
+        levels += output.rules[i].kind == R_LEVEL
+    if levels > 1:
+        raise ValueError("an entry has one level: there are two rules for it")
+    if levels and sources[S_SEVERITY_NUMBER] >= 0 and output.ruled[<int> sources[S_SEVERITY_NUMBER]]:
+        raise ValueError(f"column {layout[sources[S_SEVERITY_NUMBER]][0]} has a rule, and the level's number too")
+    return 0
 
 
 cdef int level_number(str word):

@@ -13,7 +13,8 @@ cdef int read_entry(entries_t *e, int depth) noexcept nogil:
     cdef int slot, i, expected, before = MEMBERS_MAX, status
     for i in range(e.name_count):
         e.slots[i].type = 0
-    e.unknown_count = 0
+    e.unknown.size = 0
+    e.noted.size = 0
     status = open_container(d, &e.j, 123, depth)
     while status == 1:
         if read_member(d, &e.j, &key) < 0:
@@ -29,33 +30,63 @@ cdef int read_entry(entries_t *e, int depth) noexcept nogil:
                 if same_text(&name, &e.names[i]):
                     slot = i
                     break
-        if read_json(d, &e.j, &value, depth + 1) < 0:
-            return MALFORMED
+        skip_space(&e.j)
+        if e.j.p < e.j.end and e.j.p[0] == 123 and (e.flattened[slot] if slot >= 0 else e.flatten_unknown):
+            status = note_object(e, &value, depth + 1)
+        else:
+            status = read_json(d, &e.j, &value, depth + 1)
+        if status < 0:
+            return status
         if slot >= 0:
             e.slots[slot] = value
             e.follows[before] = slot
             before = slot
-        elif e.keep_unknown:
-            if remember(e, &key, &value) < 0:
-                return NO_MEMORY
+        elif e.keep_unknown and note(&e.unknown, &key, &value) < 0:
+            return NO_MEMORY
         status = next_item(d, &e.j, 125)
     return status
 
 
-cdef int remember(entries_t *e, string_t *key, json_value_t *value) noexcept nogil:
-    cdef unknown_t *unknown
-    if e.unknown_count == e.unknown_capacity:
-        unknown = <unknown_t *> malloc((e.unknown_capacity * 2 + 16) * sizeof(unknown_t))
-        if unknown == NULL:
+cdef int note_object(entries_t *e, json_value_t *value, int depth) noexcept nogil:
+    """Pass over the object at the cursor, checking it, and note its members, and theirs."""
+    cdef json_value_t inner
+    cdef string_t key
+    cdef size_t place
+    cdef int status
+    memset(&inner, 0, sizeof(inner))
+    value.type = 123
+    value.escaped = False
+    value.p = e.j.p
+    value.members = <uint32_t> (e.noted.size // sizeof(pair_t))
+    status = open_container(e.d, &e.j, 123, depth)
+    while status == 1:
+        if read_member(e.d, &e.j, &key) < 0:
+            return MALFORMED
+        place = e.noted.size
+        if note(&e.noted, &key, &inner) < 0:
             return NO_MEMORY
-        if e.unknown_count:
-            memcpy(unknown, e.unknown, e.unknown_count * sizeof(unknown_t))
-        free(e.unknown)
-        e.unknown = unknown
-        e.unknown_capacity = e.unknown_capacity * 2 + 16
-    e.unknown[e.unknown_count].key = key[0]
-    e.unknown[e.unknown_count].value = value[0]
-    e.unknown_count += 1
+        skip_space(&e.j)
+        if e.j.p < e.j.end and e.j.p[0] == 123:
+            status = note_object(e, &inner, depth + 1)
+        else:
+            status = read_json(e.d, &e.j, &inner, depth + 1)
+        if status < 0:
+            return status
+        (<pair_t *> (e.noted.data + place)).value = inner
+        status = next_item(e.d, &e.j, 125)
+    value.members_end = <uint32_t> (e.noted.size // sizeof(pair_t))
+    value.end = e.j.p
+    return status
+
+
+cdef inline int note(buffer_t *pairs, string_t *key, json_value_t *value) noexcept nogil:
+    cdef pair_t *pair
+    if buffer_reserve(pairs, sizeof(pair_t)) < 0:
+        return NO_MEMORY
+    pair = <pair_t *> (pairs.data + pairs.size)
+    pair.key = key[0]
+    pair.value = value[0]
+    pairs.size += sizeof(pair_t)
     return OK
 
 
@@ -247,50 +278,35 @@ cdef int append_key(entries_t *e, const uint8_t *p, size_t size) noexcept nogil:
 
 
 cdef int flatten(entries_t *e, column_t *map, json_value_t *object_) noexcept nogil:
-    """A checked object's members as attributes behind the prefix in ``e.key``, nested ones with dots."""
-    cdef json_t j
-    memset(&j, 0, sizeof(j))
-    j.p = object_.p
-    j.end = object_.end
-    j.depth_max = e.j.depth_max + 1
-    j.nan_literals = e.j.nan_literals
-    return flatten_members(e, map, &j)
-
-
-cdef int flatten_members(entries_t *e, column_t *map, json_t *j) noexcept nogil:
-    """The members of the object at the cursor; each byte is passed over once, however deep it lies."""
-    cdef string_t key
+    """A noted object's members as attributes behind the prefix in ``e.key``, nested ones with dots."""
+    cdef uint32_t place = object_.members
+    cdef pair_t *pair
     cdef text_t name
-    cdef json_value_t value
     cdef size_t prefix = e.key.size
-    cdef int status = open_container(e.d, j, 123, 0)
-    while status == 1:
-        if read_member(e.d, j, &key) < 0 or string_text(&key, &e.work, &name) < 0:
+    cdef int status
+    while place < object_.members_end:
+        pair = <pair_t *> e.noted.data + place
+        if string_text(&pair.key, &e.work, &name) < 0:
             return NO_MEMORY
         e.key.size = prefix
         if append_key(e, name.p, name.size) < 0:
             return NO_MEMORY
-        skip_space(j)
-        if j.p[0] == 123 and not is_empty_object(j.p):
+        if has_members(&pair.value):
             if append_key(e, <const uint8_t *> b".", 1) < 0:
                 return NO_MEMORY
-            status = flatten_members(e, map, j)
-        elif read_json(e.d, j, &value, 1) < 0:
-            return MALFORMED
+            status = flatten(e, map, &pair.value)
+            place = pair.value.members_end
         else:
-            status = append_flat(e, map, &value)
+            status = append_flat(e, map, &pair.value)
+            place += 1
         if status < 0:
             return status
-        status = next_item(e.d, j, 125)
-    e.key.size = prefix
     return OK
 
 
-cdef inline bint is_empty_object(const uint8_t *p) noexcept nogil:
-    p += 1
-    while p[0] == 32 or p[0] == 10 or p[0] == 13 or p[0] == 9:
-        p += 1
-    return p[0] == 125
+cdef inline bint has_members(json_value_t *value) noexcept nogil:
+    """Of a value that was noted if it is an object."""
+    return value.members != value.members_end
 
 
 cdef bint is_uuid(json_value_t *value) noexcept nogil:
@@ -338,7 +354,7 @@ cdef int apply_rule(entries_t *e, output_t *output, rule_t *rule) noexcept nogil
             if value.type != 123:
                 return refuse_rule(e, rule, "must be an object")
             return flatten(e, column, value)
-        if scalar_text(e, value, &text) < 0:
+        if rule_text(e, rule, value, &text) < 0:
             return NO_MEMORY
         return append_attribute_text(e, column, &text)
     if absent and rule.otherwise.p != NULL:
@@ -365,23 +381,32 @@ cdef int apply_rule(entries_t *e, output_t *output, rule_t *rule) noexcept nogil
             return NO_MEMORY
         text.p = e.work.data
         text.size = e.work.size
-    elif scalar_text(e, value, &text) < 0:
+    elif rule_text(e, rule, value, &text) < 0:
         return NO_MEMORY
     if text.size == 0 and column == output.source[S_TRACE_ID]:
         text = e.d.trace_id
     return NO_MEMORY if column_append_text(column, text.p, text.size) < 0 else OK
 
 
+cdef inline int rule_text(entries_t *e, rule_t *rule, json_value_t *value, text_t *text) noexcept nogil:
+    if rule.shared:
+        text.p = e.shared_texts[rule.slot].data
+        text.size = e.shared_texts[rule.slot].size
+        return OK
+    return scalar_text(e, value, text)
+
+
 cdef int last_of_names(entries_t *e) noexcept nogil:
     """For each name of an unknown member where it stands last."""
+    cdef pair_t *pair = <pair_t *> e.unknown.data
     cdef size_t i
     cdef text_t name
     cdef int64_t index
     cdef int cut = 0
     # Not cleared: that would cost the size of the largest entry for every small one.
     dictionary_truncate(&e.unknown_names, 0, 0)
-    for i in range(e.unknown_count):
-        if string_text(&e.unknown[i].key, &e.work, &name) < 0:
+    for i in range(e.unknown.size // sizeof(pair_t)):
+        if string_text(&pair[i].key, &e.work, &name) < 0:
             return NO_MEMORY
         index = dictionary_entry(&e.unknown_names, name.p, name.size, SIZE_MAX, &cut)
         if index < 0:
@@ -399,17 +424,18 @@ cdef inline bint is_last_of_name(entries_t *e, text_t *name, size_t i) noexcept 
 cdef int apply_unknown(entries_t *e, output_t *output) noexcept nogil:
     """Members that no rule knows: kept as attributes, refused, or ignored."""
     cdef entry_output_t *plan = e.plan
-    cdef size_t i
+    cdef pair_t *pair = <pair_t *> e.unknown.data
+    cdef size_t i, count = e.unknown.size // sizeof(pair_t)
     cdef text_t name
     cdef int status
     if plan.unknown == UNKNOWN_IGNORE:
         return OK
-    if e.unknown_count > 1 and last_of_names(e) < 0:
+    if count > 1 and last_of_names(e) < 0:
         return NO_MEMORY
-    for i in range(e.unknown_count):
-        if string_text(&e.unknown[i].key, &e.work, &name) < 0:
+    for i in range(count):
+        if string_text(&pair[i].key, &e.work, &name) < 0:
             return NO_MEMORY
-        if e.unknown_count > 1 and not is_last_of_name(e, &name, i):
+        if count > 1 and not is_last_of_name(e, &name, i):
             continue
         e.key.size = 0
         if append_key(e, name.p, name.size) < 0:
@@ -418,13 +444,12 @@ cdef int apply_unknown(entries_t *e, output_t *output) noexcept nogil:
             name.p = e.key.data
             name.size = e.key.size
             return refuse(e, &name, "is not a field of this schema")
-        status = OK
-        if e.unknown[i].value.type == 123 and not is_empty_object(e.unknown[i].value.p):
+        if has_members(&pair[i].value):
             if append_key(e, <const uint8_t *> b".", 1) < 0:
                 return NO_MEMORY
-            status = flatten(e, &output.columns[plan.unknown], &e.unknown[i].value)
+            status = flatten(e, &output.columns[plan.unknown], &pair[i].value)
         else:
-            status = append_flat(e, &output.columns[plan.unknown], &e.unknown[i].value)
+            status = append_flat(e, &output.columns[plan.unknown], &pair[i].value)
         if status < 0:
             return status
     return OK

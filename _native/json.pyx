@@ -19,6 +19,9 @@ ctypedef struct json_value_t:
     bint escaped            # of a string: whether it has escapes
     const uint8_t *p
     const uint8_t *end
+    # Of an object whose members were noted (entries_t.noted): which of them are its own, and all within these.
+    uint32_t members
+    uint32_t members_end
 
 
 cdef inline void skip_space(json_t *j) noexcept nogil:
@@ -141,6 +144,8 @@ cdef int read_json(decoder_t *d, json_t *j, json_value_t *value, int depth) noex
     cdef uint8_t byte
     string.escaped = False
     skip_space(j)
+    value.escaped = False
+    value.members = value.members_end = 0
     value.p = j.p
     if unlikely_(j.p >= j.end):
         return malformed(d, j.p, "expected a value")
@@ -225,40 +230,15 @@ cdef inline int open_container(decoder_t *d, json_t *j, uint8_t opening, int dep
     return 1
 
 
-cdef int skip_array(decoder_t *d, json_t *j, json_value_t *value) noexcept nogil:
-    """Find the end of the array at the cursor, looking at strings and brackets only.
-
-    For an array that is read again: whoever does so checks it, and that it ends here.
-    """
-    cdef string_t string
-    cdef int depth = 0
-    cdef uint8_t byte
-    value.type = 91
-    value.p = j.p
-    while j.p < j.end:
-        byte = j.p[0]
-        if byte == 34:
-            if read_string(d, j, &string) < 0:
-                return MALFORMED
-            continue
-        j.p += 1
-        if byte == 91 or byte == 123:
-            depth += 1
-        elif byte == 93 or byte == 125:
-            depth -= 1
-            if depth == 0:
-                value.end = j.p
-                return OK
-    return malformed(d, j.p, "an array is not closed")
-
-
-cdef int string_text(string_t *string, buffer_t *work, text_t *text) noexcept nogil:
+cdef inline int string_text(string_t *string, buffer_t *work, text_t *text) noexcept nogil:
     """The string's text: in the body where nothing is escaped, else in ``work``."""
+    text.p = string.p
+    text.size = string.size
+    return unescape(string, work, text) if unlikely_(string.escaped) else OK
+
+
+cdef int unescape(string_t *string, buffer_t *work, text_t *text) noexcept nogil:
     cdef size_t bad = 0
-    if likely_(not string.escaped):
-        text.p = string.p
-        text.size = string.size
-        return OK
     work.size = 0
     if json_unescape(string.p, string.size, work, &bad) < 0:
         return NO_MEMORY
@@ -284,6 +264,7 @@ cdef int append_compact(decoder_t *d, const uint8_t *p, const uint8_t *end, buff
     cdef int status = 0, word
     memset(&work, 0, sizeof(work))
     memset(&j, 0, sizeof(j))
+    memset(&string, 0, sizeof(string))
     j.p = p
     j.end = end
     j.nan_literals = True

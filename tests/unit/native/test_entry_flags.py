@@ -116,3 +116,23 @@ def test_an_array_is_one() -> None:
 def test_a_flag_where_it_means_nothing_is_a_mistake(rule: tuple[str, str, str, str]) -> None:
     with pytest.raises(ValueError, match="rule for 'a'"):
         EntryPlan([(LAYOUT, [rule], FEEDS)])
+
+
+@pytest.mark.parametrize(
+    ("rules", "feeds", "wrong"),
+    [
+        ([("a", "level", "level", ""), ("b", "level", "other", "")], {}, "two rules for it"),
+        ([("a", "level", "level", ""), ("b", "int", "number", "")], FEEDS, "the level's number too"),
+        ([("a", "text", "level", "")], {"level": "project_id"}, "is the request's"),
+        ([("a", "text", "other", "")], {"other": "dialect"}, "is the request's"),
+        ([("../a", "attributes", "map", "")], {}, "a text or an attribute"),
+        ([("../a", "time", "at", "")], {}, "a text or an attribute"),
+        ([("../in", "text", "level", "")], {}, "holds the entries"),
+        ([("a", "text", "level", ""), ("b", "text", "level", "")], {}, "two rules"),
+    ],
+)
+def test_a_plan_that_would_write_a_column_twice_or_read_what_is_not_there_is_refused(
+    rules: list[tuple[str, str, str, str]], feeds: dict[str, str], wrong: str
+) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        EntryPlan([((*LAYOUT, ("other", "String")), rules, feeds)], member="in")

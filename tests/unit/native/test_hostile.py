@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue
 
 from gateway._native import RECORD_BYTES_MAX, Columns, EntryPlan, OtlpPlan, entries, otlp_json, otlp_protobuf
+from gateway.errors import TooLarge
 from tests.reference.native_block import read_block
 
 LAYOUT = (
@@ -94,6 +96,19 @@ def test_a_deep_object_is_flattened_in_one_pass() -> None:
     assert result.attributes_cut == 500_001 - 128
     (row,) = read_block(columns.native()).table()
     assert row["map"] == {"a." * 60 + "k": "0"}
+
+
+@pytest.mark.parametrize("shared", [b'"' + b"\xff" * 100_000 + b'"', b"[" + b" " * 100_000 + b"]", b'"\\n"'])
+def test_what_entries_share_is_read_once_however_many_they_are(shared: bytes) -> None:
+    rules = [("../r", "attribute", "resource", "r"), ("../r", "text", "level", "")]
+    plan = EntryPlan([(LAYOUT, rules, {})], member="logs")
+    body = b'{"r":' + shared + b',"logs":[' + b"{}," * 50_000 + b"{}]}"
+    columns = Columns(LAYOUT)
+    before = time.process_time()
+    with pytest.raises(TooLarge) if b"\xff" in shared else nullcontext():
+        entries(body, plan, [columns], constants={}, arrival_ns=ARRIVAL_NS, column_bytes_max=16 << 20)
+    assert time.process_time() - before < SECONDS_MAX
+    assert columns.rows == (0 if b"\xff" in shared else 50_001)
 
 
 def test_a_line_that_is_wrong_twice_is_counted_once() -> None:
