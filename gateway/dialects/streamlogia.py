@@ -32,6 +32,8 @@ The documents and the vendor's server differ, or are silent; we decided:
   when to come back.
 * Members that are not in the list are kept as attributes. A member of ``meta`` called ``tags`` or ``project.id``
   wins over ours. Names of members are case-sensitive.
+* What was stored is read on /v1/projects/{id}/logs and /v1/query, as docs/reading.md says: with a personal access
+  token instead of a session or a key for queries. There is no live stream.
 
 /v1/ingest/bulk and /v1/ingest/otlp accept in part, and take any key: we have no source keys of another kind.
 * bulk: only ``message`` is required. ``level`` is INFO when it is missing or none; ``ts`` is the timestamp, or what is
