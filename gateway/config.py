@@ -394,6 +394,9 @@ def contradictions(config: Config) -> Iterator[str]:
             f"delivery.retry_first_ms ({delivery.retry_first_ms}) is more than delivery.retry_max_ms "
             f"({delivery.retry_max_ms}): waits only grow. Lower the first or raise the second."
         )
+    for host in config.alerts.webhook_hosts:
+        if not re.fullmatch(r"\*|[\w.:-]+", host):
+            yield f"alerts.webhook_hosts: {host!r} is not the name of a host: write hooks.example.com, or * for any."
     needed = stop.delay_ms + stop.requests_ms_max + stop.flush_ms_max + ENGINES_MS
     if needed > STOP_MS_MAX:
         yield (

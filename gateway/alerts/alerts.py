@@ -10,6 +10,7 @@ What is told is JSON:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -55,9 +56,8 @@ class Alerts:
         self.evaluator.start()
 
     async def stop(self) -> None:
-        """Stops both; what is being told is given up."""
-        await self.evaluator.stop()
-        await self._webhooks.stop()
+        """Stops both within about a second; what is not told by then is given up."""
+        await asyncio.gather(self.evaluator.stop(), self._webhooks.stop())
 
     def _tell(self, alert: Any, fired_at: datetime, found: Any) -> None:
         body = msgspec.json.encode(message(alert, fired_at, found))

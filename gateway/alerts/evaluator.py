@@ -43,7 +43,7 @@ UNSTORED_MAX = timedelta(minutes=5)
 AHEAD = timedelta(minutes=1)
 """How far from now a heartbeat may claim to have arrived."""
 _LEASE_S_MIN = 30.0
-_STOP_S = 1.0
+_STOP_S = 0.5
 
 
 class Alert(Protocol):
@@ -83,6 +83,10 @@ Look = Callable[[Any, datetime, datetime], Awaitable[Any]]
 """What arrived for an alert after the first moment and not after the second; ``MatchReader.find``. May raise."""
 Tell = Callable[[Any, datetime, Any], None]
 """Sends word of an alert that fired at a moment because of what was found; returns at once."""
+
+
+class RowsWait(Exception):
+    """Rows have waited so long to be stored that nobody can say what did not arrive."""
 
 
 @dataclass(slots=True)
@@ -127,11 +131,12 @@ class Evaluator:
         if self._task is None:
             return
         self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-        with suppress(Exception):
-            async with asyncio.timeout(_STOP_S):
-                await self._store.leave(self._instance)
+        # A Postgres that hangs must not hold up the stop.
+        _, hanging = await asyncio.wait({self._task}, timeout=_STOP_S)
+        if not hanging:
+            with suppress(Exception):
+                async with asyncio.timeout(_STOP_S):
+                    await self._store.leave(self._instance)
 
     async def look(self) -> None:
         """Looks once at every alert that is due, unless another process does. Never raises but for cancellation."""
@@ -201,8 +206,7 @@ class Evaluator:
         """What was found, when that is nothing and nothing can have been missed; else None."""
         unstored = timedelta(seconds=self._unstored_s())
         if unstored > UNSTORED_MAX:
-            self._watches.pop(alert.id, None)
-            return None
+            raise RowsWait
         found: Found = await self._look(alert, now - unstored - allowed, now + AHEAD)
         watch = self._watches.get(alert.id)
         if watch is None or now - watch.last > allowed / 2:

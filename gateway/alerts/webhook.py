@@ -35,6 +35,7 @@ ATTEMPTS_MAX = 4
 RETRY_FIRST_S = 1.0
 AT_ONCE, WAITING_MAX = 4, 1000
 DELIVERED = "delivered"
+_STOP_S = 0.5
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _RETRYABLE = frozenset((408, 429))
 
@@ -116,7 +117,9 @@ class Webhooks:
         )
 
     async def stop(self) -> None:
-        """Gives up what is under way."""
+        """Gives what is under way half a second, and then up."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_STOP_S)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

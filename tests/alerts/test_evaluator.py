@@ -303,6 +303,7 @@ async def test_heartbeats_that_wait_here_are_not_absent(beating: World) -> None:
         beating.unstored_s = (beating.now + STEP - began).total_seconds()
         await beating.run(evaluator, INTERVAL_S)
     assert beating.told == []
+    assert beating.metrics.alert_evaluations.values["failed",] > 0, "that it is not known is to be seen"
     beating.unstored_s = 0
     await beating.run(evaluator, 130)
     assert len(beating.told) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.alerts.evaluator import Evaluator
+from gateway.metrics import Metrics
 from gateway.tenants import alerts
 from gateway.tenants.alerts import AlertStore
 from gateway.tenants.postgres import AlreadyThere, ControlStore
@@ -100,6 +103,30 @@ async def test_an_instance_that_does_not_come_back_is_replaced(kept: AlertStore,
     await sql("UPDATE alert_watch SET expires_at = now() - interval '1 second'")
     assert await kept.watched(other, 60) == []
     assert await kept.watched(gone, 60) is None
+
+
+async def test_a_postgres_that_hangs_does_not_hold_up_a_stop(proxy: Any) -> None:
+    store = await ControlStore.connect(await proxy.start(), command_timeout_s=30)
+    evaluator = Evaluator(
+        AlertStore(store),
+        lambda *_: asyncio.sleep(0),
+        lambda *_: None,
+        unstored_s=lambda: 0.0,
+        metrics=Metrics(),
+        interval_s=0.01,
+    )
+    try:
+        proxy.hang()
+        evaluator.start()
+        deadline = time.monotonic() + 10
+        while store._pool.get_idle_size():
+            assert time.monotonic() < deadline, "it has to ask"
+            await asyncio.sleep(0.005)
+        began = time.monotonic()
+        await evaluator.stop()
+        assert time.monotonic() - began < 5
+    finally:
+        await store.close()
 
 
 async def test_of_many_that_saw_the_same_one_fires(kept: AlertStore, demo: str) -> None:

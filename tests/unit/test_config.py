@@ -143,6 +143,10 @@ def test_a_wrong_variable_is_refused_by_its_name(name: str, value: str, said: st
             "delivery.block_bytes (64000000) is more than a quarter of what one shard holds",
         ),
         ({"WEIR__SHUTDOWN__DELAY_MS": "5000"}, "a stop must end within 10000 ms"),
+        (
+            {"WEIR__ALERTS__WEBHOOK_HOSTS": "*,https://hooks.example.com/x"},
+            "'https://hooks.example.com/x' is not the name of a host",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(environ: dict[str, str], said: str) -> None:
