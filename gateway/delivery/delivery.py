@@ -292,7 +292,8 @@ class Delivery:
         while True:
             self._wake.clear()
             try:
-                self._spool.sweep()
+                self._spool.sweep(hurry=self._room.is_crowded)
+                await self._spool.compact()
                 self._room.look()
                 for table in list(self._stocks):
                     await self._resume(table)
@@ -308,7 +309,7 @@ class Delivery:
     async def _resume(self, table: str) -> None:
         """Take up the batches that an earlier life sealed."""
         for sealed in self._seals.pop(table, ()):
-            blocks = await self._spool.load_sealed(sealed)
+            blocks = await self._spool.load_sealed(sealed.token)
             if blocks:
                 shard = self._shard(blocks[0].project_id)
                 for block in blocks:

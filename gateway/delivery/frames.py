@@ -1,6 +1,7 @@
 """Frame numbers and insert tokens: identities that are never given twice.
 
-Every cut block is a frame, and its number is written into each of its rows. From the top bit:
+Every cut block is a frame, and its number is written into each of its rows. The spool's segments
+have numbers of the same kind. From the top bit:
 
     gateway 14 | slot 6 | epoch 18 | sequence 26
 
@@ -20,6 +21,7 @@ import fcntl
 import os
 import re
 import secrets
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +37,7 @@ class FrameNumbers:
     """The frame numbers of one slot of one data directory.
 
     ``mint`` gives the 64 random bits of a new identity. Raises SlotTaken when the slot is open
-    elsewhere, OSError when the directory cannot be written. Not thread-safe.
+    elsewhere, OSError when the directory cannot be written.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class FrameNumbers:
         self._next = self._base()
         self._end = self._next + (1 << SEQUENCE_BITS)
         self._batch = 0
+        self._counting = threading.Lock()
 
     @property
     def place(self) -> Path:
@@ -75,13 +78,14 @@ class FrameNumbers:
 
     def next(self) -> int:
         """A number that was never given before."""
-        if self._next == self._end:
-            self._identity, self.epoch = self._grown()
-            self._next = self._base()
-            self._end = self._next + (1 << SEQUENCE_BITS)
-        number = self._next
-        self._next = number + 1
-        return number
+        with self._counting:
+            if self._next == self._end:
+                self._identity, self.epoch = self._grown()
+                self._next = self._base()
+                self._end = self._next + (1 << SEQUENCE_BITS)
+            number = self._next
+            self._next = number + 1
+            return number
 
     def token(self) -> str:
         """A deduplication token that was never given before: gateway, epoch, slot, batch."""

@@ -41,6 +41,11 @@ class Room:
         """What is wrong, in words; empty when there is room."""
         return "the spool is full" if self.used_bytes >= FULL_PART * self.bytes_max else ""
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether the spool's files, needed or not, take most of the budget."""
+        return self._spool.disk_bytes > SHARED_PART * self.bytes_max
+
     def look(self) -> None:
         """Ask the disk how much there is. To be called every second or so."""
         self._pinned_bytes = self._spool.pinned_bytes

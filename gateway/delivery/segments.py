@@ -1,24 +1,25 @@
 """The spool's files: what a segment and its frames look like, byte by byte, and how they are read.
 
-A slot's directory holds segments, ``SEGMENT-EPOCH-GATEWAY.seg`` in 8, 5 and 16 hex digits. What is in
-the name is also in the header; a segment whose header is damaged is read by its name.
+A slot's directory holds segments, ``ORDINAL-ID.seg`` in 10 and 16 hex digits. The id is a number that
+was never given before (``frames.py``), and also in the header; a segment whose header is damaged is read
+by its name. Ordinals only say which is older.
 
     segment   header, then frames without gaps, each beginning at a multiple of 8, then zeros
-    header    0 magic "WEIRSPL\\n" | 8 version u32 | 12 slot u32 | 16 gateway u64 | 24 epoch u32
-              | 28 segment u32 | 32 zeros | 60 CRC32C of the 60 before                     (64 bytes)
+    header    0 magic "WEIRSPL\\n" | 8 version u32 | 12 zero u32 | 16 id u64 | 24 milliseconds since 1970 u64
+              | 32 zeros | 60 CRC32C of the 60 before                                    (64 bytes)
     frame     0 magic | 4 CRC of the head | 8 CRC of the payload | 12 payload bytes u32
               | 16 type u8 | 17 table bytes u8 | 18 project bytes u8 | 19 zero | 20 rows u32
-              | 24 number u64 | 32 milliseconds since 1970 u64 | 40 origin u32 | 44 zeros  (48 bytes)
+              | 24 number u64 | 32 milliseconds since 1970 u64 | 40 origin u64            (48 bytes)
               | table | project | payload | zeros up to a multiple of 8
     DATA      one block of one table, compressed: the very bytes an insert sends. ``number`` is the
               block's frame number. With an ``origin`` it is a copy and takes the place of the frame of
-              that number in segment ``origin``.
-    SEAL      a batch: token bytes u8 | token | (segment u64, frame number u64) of each of its blocks
+              that number in the segment of that id.
+    SEAL      a batch: token bytes u8 | token | (segment id u64, frame number u64) of each of its blocks
     DONE      the same without token (0): ClickHouse has these frames
     SKIP      the same: these frames are not to be inserted (dead-lettered, damaged, or never promised)
 
-All numbers are little-endian. Both CRCs are CRC32C, seeded with (gateway, epoch, segment, offset of
-the frame): a frame that is left over from another file, or was written to another place, does not
+All numbers are little-endian. Both CRCs are CRC32C, seeded with (segment id, offset of the
+frame): a frame that is left over from another file, or was written to another place, does not
 pass. The head's covers all of the head behind it and both names, so that a chain of heads can be
 walked without reading payloads.
 
@@ -54,14 +55,14 @@ HEAD_BYTES = 48
 ALIGNMENT = 8
 NAME_BYTES_MAX = 255
 
-_HEADER = struct.Struct("<8sIIQII28x")
-_HEAD = struct.Struct("<4sIIIBBBxIQQI4x")
-_BEHIND_HEAD_CRC = struct.Struct("<IIBBBxIQQI4x")
-_SEED = struct.Struct("<QIIQ")
+_HEADER = struct.Struct("<8sI4xQQ28x")
+_HEAD = struct.Struct("<4sIIIBBBxIQQQ")
+_BEHIND_HEAD_CRC = struct.Struct("<IIBBBxIQQQ")
+_SEED = struct.Struct("<QQ")
 _CRC = struct.Struct("<I")
-_NAME = re.compile(r"([0-9a-f]{8})-([0-9a-f]{5})-([0-9a-f]{16})\.seg")
+_NAME = re.compile(r"([0-9a-f]{10})-([0-9a-f]{16})\.seg")
 _WINDOW_BYTES_MIN, _WINDOW_BYTES = 512, 1 << 20
-_MAYBE_HEAD = re.compile(re.escape(FRAME_MAGIC) + rb"(?=.{12}[\x01-\x04]..\0.{24}\0{4})", re.DOTALL)
+_MAYBE_HEAD = re.compile(re.escape(FRAME_MAGIC) + rb"(?=.{12}[\x01-\x04]..\0)", re.DOTALL)
 
 
 class Kind(IntEnum):
@@ -73,26 +74,25 @@ class Kind(IntEnum):
     SKIP = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class SegmentName:
-    """What tells one segment from every other there ever was."""
+    """What tells one segment from every other there ever was, and which of its directory is older."""
 
-    number: int
-    epoch: int
-    gateway: int
+    ordinal: int
+    id: int
 
     @property
     def file(self) -> str:
-        return f"{self.number:08x}-{self.epoch:05x}-{self.gateway:016x}.seg"
+        return f"{self.ordinal:010x}-{self.id:016x}.seg"
 
     def seed(self, offset: int) -> int:
         """What the CRCs of a frame at ``offset`` begin with."""
-        return crc32c(_SEED.pack(self.gateway, self.epoch, self.number, offset))
+        return crc32c(_SEED.pack(self.id, offset))
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a frame is: its segment, and its first byte and its size there."""
+    """Where a frame is: its segment's id, and its first byte and its size there."""
 
     segment: int
     offset: int
@@ -124,7 +124,7 @@ class Damage:
 
 
 Member = tuple[int, int]
-"""A frame in a SEAL, DONE or SKIP: (segment, frame number)."""
+"""A frame in a SEAL, DONE or SKIP: (segment id, frame number)."""
 
 
 def segment_name(path: Path) -> SegmentName | None:
@@ -133,9 +133,9 @@ def segment_name(path: Path) -> SegmentName | None:
     return SegmentName(*(int(group, 16) for group in found.groups())) if found else None
 
 
-def header(name: SegmentName, slot: int) -> bytes:
-    """The first bytes of a segment."""
-    start = _HEADER.pack(MAGIC, VERSION, slot, name.gateway, name.epoch, name.number)
+def header(name: SegmentName, at_ms: int) -> bytes:
+    """The first bytes of a segment that is made at ``at_ms``."""
+    start = _HEADER.pack(MAGIC, VERSION, name.id, at_ms)
     return start + _CRC.pack(crc32c(start))
 
 
@@ -143,14 +143,12 @@ def header_fault(name: SegmentName, start: bytes) -> str:
     """What is wrong with a segment's first bytes, in words; empty when nothing is."""
     if len(start) < HEADER_BYTES or crc32c(start[:60]) != _CRC.unpack_from(start, 60)[0]:
         return "its header is damaged"
-    magic, version, _, gateway, epoch, number = _HEADER.unpack_from(start)
+    magic, version, id_, _ = _HEADER.unpack_from(start)
     if magic != MAGIC:
         return "it is not a segment of a spool"
     if version != VERSION:
         return f"it is of format version {version}, and this version reads {VERSION}"
-    if SegmentName(number, epoch, gateway) != name:
-        return "it is another segment under this name"
-    return ""
+    return "" if id_ == name.id else "it is another segment under this name"
 
 
 def framed(
@@ -238,7 +236,7 @@ class SegmentReader:
                 # Nothing is written behind a gap; behind the last frame there is room.
                 dirty = self._last_byte(offset, self.end) if found is None else found
                 if dirty > offset:
-                    yield Damage(Place(self.name.number, offset, dirty - offset))
+                    yield Damage(Place(self.name.id, offset, dirty - offset))
                 offset = self.end if found is None else found
                 continue
             yield frame if not whole or self.payload(frame) is not None else Damage(frame.place)
@@ -265,7 +263,7 @@ class SegmentReader:
         except UnicodeDecodeError:
             return None
         return Frame(
-            Place(self.name.number, offset, whole_bytes),
+            Place(self.name.id, offset, whole_bytes),
             Kind(kind),
             number,
             table,

@@ -27,6 +27,7 @@ payloads are checked as they are loaded, so a long backlog delays nobody. Damage
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import time
@@ -56,6 +57,10 @@ log = logging.getLogger(__name__)
 
 QUARANTINE = "quarantine"
 QUARANTINE_BYTES_MAX = 256 << 20
+SPARSE_SEGMENTS_MIN = 4
+"""So many segments' worth of disk is lost to what is settled before any is compacted,"""
+SPARSE_PART = 0.25
+"""and only those of which less than this part is left."""
 AGAIN_S = 1.0
 """Until what is only for our own use, and could not be written, is tried again."""
 
@@ -66,7 +71,7 @@ class Segment:
 
     ``live``: frames that are not settled; ``settled``: the numbers of those that are, while others are
     not. ``unread``: per table, from where on frames may be neither held nor settled. ``names``: the
-    segments that its SEAL, DONE and SKIP frames speak of.
+    segments that its SEAL, DONE and SKIP frames and its copies speak of.
     """
 
     name: SegmentName
@@ -75,6 +80,7 @@ class Segment:
     end: int
     closed: bool = False
     live: int = 0
+    live_bytes: int = 0
     settled: set[int] = field(default_factory=set)
     unread: dict[str, int] = field(default_factory=dict)
     names: set[int] = field(default_factory=set)
@@ -130,6 +136,7 @@ class Spool:
         self._slot = numbers.slot
         self._disk = disk or Disk()
         self._audit_s = audit_s
+        self._segment_bytes = segment_bytes
         self._clock = clock
         self._wall = wall
         self._segments: dict[int, Segment] = {}
@@ -138,19 +145,21 @@ class Spool:
         self._sealed_frames: set[int] = set()
         self._damaged: set[Place] = set()
         self._quarantined_bytes = 0
-        for name, path in _found(directory):
+        self._homes: dict[str, int] = {}
+        found = _found(directory)
+        for name, path in found:
             size = path.stat().st_size
-            self._segments[name.number] = Segment(name, path, size, size, closed=True)
+            self._segments[name.id] = Segment(name, path, size, size, closed=True)
         self._old = tuple(self._segments)
         self._writer = Writer(
             directory,
-            gateway=int(numbers.gateway, 16),
-            epoch=numbers.epoch,
             slot=numbers.slot,
-            first=max(self._segments, default=0) + 1,
+            ordinal=found[-1][0].ordinal + 1 if found else 1,
+            segment_id=numbers.next,
             segment_bytes=segment_bytes,
             reserve_bytes=reserve_bytes,
             tell=self._told,
+            wall=wall,
             disk=self._disk,
         )
 
@@ -227,39 +236,36 @@ class Spool:
                 self._say(Kind.SKIP, block.table, [(segment, block.frame)])
             failed(block, error)
 
-        self._writer.append(
-            Entry(
-                Kind.DATA,
-                block.data,
-                entered,
-                refused,
-                number=block.frame,
-                table=block.table,
-                project_id=block.project_id,
-                rows=block.rows,
-                at_ms=int(self._wall() * 1000),
-                synced=block.durability >= Durability.DISK,
-                written=partial(block.promise.reach, Durability.OS),
-            )
+        entry = self._data(block.table, block.project_id, block.frame, block.rows, block.data, entered, refused)
+        entry.at_ms = int(self._wall() * 1000)
+        entry.synced = block.durability >= Durability.DISK
+        entry.written = partial(block.promise.reach, Durability.OS)
+        self._writer.append(entry)
+
+    def revive(self, block: Block, kept: Callable[[Block], None], failed: Callable[[Block, OSError], None]) -> None:
+        """Write a block again that was done and has to be inserted once more after all."""
+        origin = block.on_disk.segment
+
+        def entered(place: Place) -> None:
+            self._enter(block, place)
+            self._segments[place.segment].names.add(origin)
+            kept(block)
+
+        entry = self._data(
+            block.table,
+            block.project_id,
+            block.frame,
+            block.rows,
+            block.data,
+            entered,
+            lambda error, _: failed(block, error),
         )
+        entry.origin = origin
+        self._writer.append(entry)
 
     async def seal(self, table: str, token: str, blocks: Sequence[Block]) -> None:
         """Return when the batch is sealed on disk. Raises OSError when it could not be."""
-        members = tuple(_member(block) for block in blocks)
-        sealed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def kept(place: Place) -> None:
-            self._segments[place.segment].names.update(segment for segment, _ in members)
-            self._sealed[token] = Sealed(table, token, members)
-            if not sealed.cancelled():
-                sealed.set_result(None)
-
-        def failed(error: OSError, _: int | None) -> None:
-            if not sealed.cancelled():
-                sealed.set_exception(error)
-
-        self._writer.append(Entry(Kind.SEAL, listed(members, token), kept, failed, table=table))
-        await sealed
+        await self._seal(Sealed(table, token, tuple(_member(block) for block in blocks)))
 
     def done(self, table: str, token: str, blocks: Sequence[Block]) -> None:
         """ClickHouse has these blocks; they are not held any more."""
@@ -292,7 +298,7 @@ class Spool:
         One call at a time per table.
         """
         blocks: list[Block] = []
-        for number in sorted(self._segments):
+        for number in list(self._segments):
             segment = self._segments.get(number)
             if segment is None or table not in segment.unread or bytes_max <= 0:
                 continue
@@ -314,17 +320,17 @@ class Spool:
                     bytes_max -= len(block.data)
         return blocks
 
-    async def load_sealed(self, sealed: Sealed) -> list[Block]:
+    async def load_sealed(self, token: str) -> list[Block]:
         """The blocks of a sealed batch, from now on held; those that are damaged or gone are left out."""
+        sealed = self._sealed[token]
         by_segment: dict[int, set[int]] = {}
         for segment_number, frame in sealed.members:
             segment = self._segments.get(segment_number)
             if segment is not None and frame not in segment.settled:
                 by_segment.setdefault(segment_number, set()).add(frame)
         blocks = []
-        for segment_number, wanted in by_segment.items():
-            segment = self._segments[segment_number]
-            loaded = await asyncio.to_thread(self._load_these, segment, sealed.table, wanted)
+        for segment_id, wanted in by_segment.items():
+            loaded = await asyncio.to_thread(self._load_these, self._segments[segment_id], wanted)
             for block, damage in loaded:
                 self._held[block.frame] = block
                 self._sealed_frames.discard(block.frame)
@@ -332,54 +338,209 @@ class Spool:
                     self._give_up(block)
                 else:
                     blocks.append(block)
+        if not blocks:
+            self._forget_seal(token)
         return blocks
 
-    def sweep(self) -> None:
-        """Remove the segments that nobody needs any more. To be called every second or so."""
+    async def read(self, members: Iterable[Member]) -> list[Block]:
+        """Blocks as they are on disk, whatever became of them; those that are damaged or gone are left out."""
+        by_segment: dict[int, set[int]] = {}
+        for segment_id, frame in members:
+            if segment_id in self._segments:
+                by_segment.setdefault(segment_id, set()).add(frame)
+        blocks: list[Block] = []
+        for segment_id, wanted in by_segment.items():
+            try:
+                loaded = await asyncio.to_thread(self._load_these, self._segments[segment_id], wanted)
+            except OSError as error:
+                log.error("spool: a segment cannot be read: %s", error.strerror)  # noqa: TRY400
+                continue
+            blocks += [block for block, damage in loaded if not damage]
+        return blocks
+
+    def sweep(self, *, hurry: bool = False) -> None:
+        """Remove the segments that nobody needs any more. To be called every second or so.
+
+        ``hurry``: the disk is full; nothing waits for ``audit_s``.
+        """
         now = self._clock()
-        for number in sorted(self._segments):
-            segment = self._segments[number]
-            if segment.live or not segment.closed or not self.recovered.is_set():
+        homes = set(self._homes.values())
+        for segment_id, segment in list(self._segments.items()):
+            if segment.live or not segment.closed or not self.recovered.is_set() or segment_id in homes:
                 continue
             if segment.finished is None:
                 segment.finished = now
-            needed = any(other != number and other in self._segments for other in segment.names)
-            if needed or now - segment.finished < self._audit_s:
+            needed = any(other != segment_id and other in self._segments for other in segment.names)
+            if needed or (now - segment.finished < self._audit_s and not hurry):
                 continue
-            del self._segments[number]
+            del self._segments[segment_id]
             self._writer.remove(segment.path)
 
+    async def compact(self) -> None:
+        """Copy what is left in one segment to the newest, where little is left in it and much room is lost.
+
+        Else a few rows that have to wait for long would hold a file each, and all that came after them.
+        """
+        segment = self._sparse()
+        if segment is None:
+            return
+        unread, segment.unread = segment.unread, {}
+        moved: dict[int, int] = {}
+        try:
+            frames = await asyncio.to_thread(self._read_live, segment)
+            await self._copy(segment, frames, moved)
+        except OSError as error:
+            log.warning("spool: %s could not be copied: %s", segment.name.file, error.strerror)
+            for table, offset in unread.items():
+                segment.unread[table] = offset
+            return
+        for token, sealed in list(self._sealed.items()):
+            members = tuple((moved.get(frame, in_), frame) for in_, frame in sealed.members)
+            if members != sealed.members or self._homes[token] == segment.name.id:
+                await self._seal(Sealed(sealed.table, token, members))
+
     # -------------------------------------------------------------------------------------------
+
+    def _sparse(self) -> Segment | None:
+        lost_bytes = self.disk_bytes - self.live_bytes
+        if not self.recovered.is_set() or lost_bytes < SPARSE_SEGMENTS_MIN * self._segment_bytes:
+            return None
+        for segment in self._segments.values():
+            home = segment.live == 0 and segment.name.id in self._homes.values()
+            if segment.closed and (home or segment.live) and segment.live_bytes < SPARSE_PART * segment.bytes:
+                return segment
+        return None
+
+    async def _copy(self, segment: Segment, frames: Sequence[tuple[Frame, bytes]], moved: dict[int, int]) -> None:
+        """Append the frames again; ``moved`` is told where each is now. Raises OSError when any could not be."""
+        waiting: list[asyncio.Future[None]] = []
+        for frame, payload in frames:
+            copied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiting.append(copied)
+            entry = self._data(
+                frame.table,
+                frame.project_id,
+                frame.number,
+                frame.rows,
+                payload,
+                partial(self._moved, segment, frame, moved, copied),
+                partial(_not_copied, copied),
+            )
+            entry.origin, entry.at_ms = segment.name.id, frame.at_ms
+            self._writer.append(entry)
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    def _moved(
+        self, segment: Segment, frame: Frame, moved: dict[int, int], copied: asyncio.Future[None], place: Place
+    ) -> None:
+        """A copy is kept; it stands for the frame from now on, unless that was settled meanwhile."""
+        self._add(frame.project_id, place)
+        self._segments[place.segment].names.add(segment.name.id)
+        moved[frame.number] = place.segment
+        if frame.number in segment.settled:
+            self._settled(place, frame.number, frame.project_id)
+            self._say(Kind.SKIP, frame.table, [(place.segment, frame.number)])
+        else:
+            self._settled(frame.place, frame.number, frame.project_id)
+            block = self._held.get(frame.number)
+            if block is not None and block.place == frame.place:
+                block.place = place
+            else:
+                self._leave_unread(frame.table, place)
+        if not copied.cancelled():
+            copied.set_result(None)
+
+    def _read_live(self, segment: Segment) -> list[tuple[Frame, bytes]]:
+        """What is not settled in a segment. Raises OSError where some of it cannot be read."""
+        live = []
+        with SegmentReader(segment.path, segment.name, segment.end) as reader:
+            for found in reader.frames():
+                if isinstance(found, Frame) and found.kind == Kind.DATA and found.number not in segment.settled:
+                    payload = reader.payload(found)
+                    if payload is None:
+                        raise OSError(errno.EIO, "damaged")
+                    live.append((found, payload))
+        return live
+
+    async def _seal(self, sealed: Sealed) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def kept(place: Place) -> None:
+            self._segments[place.segment].names.update(segment for segment, _ in sealed.members)
+            self._sealed[sealed.token] = sealed
+            self._homes[sealed.token] = place.segment
+            if not done.cancelled():
+                done.set_result(None)
+
+        def failed(error: OSError, _: int | None) -> None:
+            if not done.cancelled():
+                done.set_exception(error)
+
+        self._writer.append(Entry(Kind.SEAL, listed(sealed.members, sealed.token), kept, failed, table=sealed.table))
+        await done
+
+    def _forget_seal(self, token: str) -> None:
+        self._sealed.pop(token, None)
+        self._homes.pop(token, None)
+
+    def _data(
+        self,
+        table: str,
+        project_id: str,
+        number: int,
+        rows: int,
+        payload: bytes,
+        kept: Callable[[Place], None],
+        failed: Callable[[OSError, int | None], None],
+    ) -> Entry:
+        return Entry(
+            Kind.DATA,
+            payload,
+            kept,
+            failed,
+            number=number,
+            table=table,
+            project_id=project_id,
+            rows=rows,
+            at_ms=int(self._wall() * 1000),
+        )
 
     def _told(self, what: Opened | Left) -> None:
         if isinstance(what, Opened):
             path = self.directory / what.name.file
-            self._segments[what.name.number] = Segment(what.name, path, what.bytes, HEADER_BYTES)
+            self._segments[what.name.id] = Segment(what.name, path, what.bytes, HEADER_BYTES)
         else:
             segment = self._segments[what.segment]
             segment.closed, segment.bytes = True, what.bytes
 
     def _enter(self, block: Block, place: Place) -> None:
         block.place = place
+        self._held[block.frame] = block
+        self._add(block.project_id, place)
+
+    def _add(self, project_id: str, place: Place) -> None:
         segment = self._segments[place.segment]
         segment.end = max(segment.end, place.offset + place.bytes)
         segment.live += 1
-        self._held[block.frame] = block
+        segment.live_bytes += place.bytes
         self.live_bytes += place.bytes
-        self.project_bytes[block.project_id] = self.project_bytes.get(block.project_id, 0) + place.bytes
+        self.project_bytes[project_id] = self.project_bytes.get(project_id, 0) + place.bytes
 
     def _settle(self, kind: Kind, table: str, token: str, blocks: Sequence[Block]) -> None:
         on_disk = [block for block in blocks if block.place is not None]
         for block in on_disk:
             self._held.pop(block.frame, None)
             self._settled(block.on_disk, block.frame, block.project_id)
-        self._sealed.pop(token, None)
+        self._forget_seal(token)
         if on_disk:
             self._say(kind, table, [_member(block) for block in on_disk])
 
     def _settled(self, place: Place, frame: int, project_id: str) -> None:
         segment = self._segments[place.segment]
         segment.live -= 1
+        segment.live_bytes -= place.bytes
         segment.settled.add(frame)
         self.live_bytes -= place.bytes
         self.settled_bytes += place.bytes
@@ -425,7 +586,7 @@ class Spool:
         return walk
 
     def _walk_segment(self, reader: SegmentReader, walk: _Walk) -> None:
-        number = reader.name.number
+        number = reader.name.id
         if fault := reader.header_fault():
             log.error("spool: %s: %s; going by its name", reader.name.file, fault)
             self._quarantine(reader, Place(number, 0, HEADER_BYTES))
@@ -464,15 +625,12 @@ class Spool:
                 loaded_bytes += found.payload_bytes
         return loaded, None
 
-    def _load_these(self, segment: Segment, table: str, wanted: set[int]) -> list[tuple[Block, bool]]:
+    def _load_these(self, segment: Segment, wanted: set[int]) -> list[tuple[Block, bool]]:
         with SegmentReader(segment.path, segment.name, segment.end) as reader:
             return [
                 self._block(reader, found)
                 for found in reader.frames()
-                if isinstance(found, Frame)
-                and found.kind == Kind.DATA
-                and found.table == table
-                and found.number in wanted
+                if isinstance(found, Frame) and found.kind == Kind.DATA and found.number in wanted
             ]
 
     def _is_known(self, segment: Segment, frame: int) -> bool:
@@ -524,6 +682,7 @@ class Spool:
             segment.settled = walk.settled.get(number, set())
             segment.unread = walk.unread.get(number, {})
             segment.live = walk.frames.get(number, 0)
+            segment.live_bytes = walk.live_bytes.get(number, 0)
             if number in walk.unreadable:
                 segment.live += 1  # Nobody knows what it holds: it stays.
         for project_id, project_bytes in walk.project_bytes.items():
@@ -534,6 +693,7 @@ class Spool:
         open_seals = [sealed for sealed in walk.seals.values() if self._is_open(sealed)]
         for sealed in open_seals:
             self._sealed[sealed.token] = sealed
+            self._homes[sealed.token] = walk.homes[sealed.token]
             self._sealed_frames.update(frame for _, frame in sealed.members)
         self.recovered.set()
         return Backlog(walk.rows, sum(walk.frames.values())), open_seals
@@ -550,6 +710,9 @@ class _Walk:
 
     def __init__(self) -> None:
         self.frames: dict[int, int] = {}
+        self.live_bytes: dict[int, int] = {}
+        self.copies: dict[int, int] = {}
+        self.homes: dict[str, int] = {}
         self.unread: dict[int, dict[str, int]] = {}
         self.settled: dict[int, set[int]] = {}
         self.names: dict[int, set[int]] = {}
@@ -563,7 +726,10 @@ class _Walk:
         """A SEAL, DONE or SKIP."""
         members = tuple(members)
         if frame.kind == Kind.SEAL:
-            self.seals[token] = Sealed(frame.table, token, members)
+            if token not in self.seals:
+                now = tuple((self.copies.get(number, segment), number) for segment, number in members)
+                self.seals[token] = Sealed(frame.table, token, now)
+                self.homes[token] = frame.place.segment
             self.names.setdefault(frame.place.segment, set()).update(segment for segment, _ in members)
         else:
             self.settle(frame.place.segment, members)
@@ -581,6 +747,9 @@ class _Walk:
             if frame.number in settled:
                 continue
             self.frames[segment] = self.frames.get(segment, 0) + 1
+            self.live_bytes[segment] = self.live_bytes.get(segment, 0) + frame.place.bytes
+            if frame.origin:
+                self.copies.setdefault(frame.number, segment)
             self.unread.setdefault(segment, {}).setdefault(frame.table, frame.place.offset)
             key = (frame.project_id, frame.table)
             self.rows[key] = self.rows.get(key, 0) + frame.rows
@@ -591,11 +760,16 @@ class _Walk:
 def _found(directory: Path) -> list[tuple[SegmentName, Path]]:
     """The segments of a directory, oldest first."""
     named = [(segment_name(path), path) for path in directory.iterdir()]
-    return sorted(((name, path) for name, path in named if name is not None), key=lambda found: found[0].number)
+    return sorted((name, path) for name, path in named if name is not None)
 
 
 def _member(block: Block) -> Member:
     return block.on_disk.segment, block.frame
+
+
+def _not_copied(copied: asyncio.Future[None], error: OSError, _: int | None) -> None:
+    if not copied.cancelled():
+        copied.set_exception(error)
 
 
 def _private(path: str, flags: int) -> int:

@@ -99,27 +99,30 @@ class _Active:
 
 
 class Writer:
-    """The thread that writes a slot's segments, numbered from ``first`` on.
+    """The thread that writes a slot's segments, with ordinals from ``ordinal`` on and ids by ``segment_id``.
 
     ``tell`` is called on the loop for each segment opened and left, before the entries in it end.
+    ``wall``: seconds since 1970.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
-        gateway: int,
-        epoch: int,
         slot: int,
-        first: int,
+        ordinal: int,
+        segment_id: Callable[[], int],
         segment_bytes: int,
         reserve_bytes: int,
         tell: Callable[[Opened | Left], None],
+        wall: Callable[[], float],
         disk: Disk,
     ) -> None:
+        self._wall = wall
         self._directory = directory
-        self._gateway, self._epoch, self._slot = gateway, epoch, slot
-        self._number = first
+        self._slot = slot
+        self._ordinal = ordinal
+        self._segment_id = segment_id
         self._segment_bytes = segment_bytes
         self._reserve_bytes = reserve_bytes
         self._tell = tell
@@ -229,7 +232,7 @@ class Writer:
                 origin=entry.origin,
             )
             buffers += (head, entry.payload + bytes(zeros) if zeros else entry.payload)
-            places.append(Place(active.name.number, offset, size))
+            places.append(Place(active.name.id, offset, size))
             offset += size
         written = entries[: len(places)]
         self._disk.write(active.descriptor, buffers, active.offset)
@@ -267,19 +270,18 @@ class Writer:
         yield max(SEGMENT_BYTES_MIN, least)
 
     def _open(self, size: int) -> _Active:
-        name = SegmentName(self._number, self._epoch, self._gateway)
+        name = SegmentName(self._ordinal, self._segment_id())
         path = self._directory / name.file
-        # Whatever becomes of this file, its number is not used again.
-        self._number += 1
         descriptor = self._disk.create(path, size)
         try:
-            self._disk.write(descriptor, [header(name, self._slot)], 0)
+            self._disk.write(descriptor, [header(name, int(self._wall() * 1000))], 0)
             self._disk.sync_file(descriptor)
             self._disk.sync_directory(self._directory)
         except OSError:
             self._disk.close(descriptor)
             self._remove(path)
             raise
+        self._ordinal += 1
         self._active = _Active(name, path, descriptor, size)
         self._call(self._tell, Opened(name, size))
         return self._active
@@ -299,7 +301,7 @@ class Writer:
         except OSError as error:
             log.warning("spool: %s keeps its room: %s", active.name.file, error.strerror)
             active.offset = active.size
-        self._call(self._tell, Left(active.name.number, active.offset))
+        self._call(self._tell, Left(active.name.id, active.offset))
 
     def _abandon(self, entries: list[Entry], error: OSError) -> None:
         """Fail entries and never touch the file they were meant for again."""
@@ -309,11 +311,11 @@ class Writer:
                 self._disk.close(active.descriptor)
             except OSError:
                 log.warning("spool: %s could not be closed", active.name.file)
-            self._call(self._tell, Left(active.name.number, active.size))
+            self._call(self._tell, Left(active.name.id, active.size))
         self.failures += 1
         self._pause_s = min(PAUSE_MAX_S, max(PAUSE_FIRST_S, 2 * self._pause_s))
         self._next_try = time.monotonic() + self._pause_s
-        self._call(_failed, entries, error, active.name.number if active is not None else None)
+        self._call(_failed, entries, error, active.name.id if active is not None else None)
 
     def _remove(self, path: Path) -> None:
         try:

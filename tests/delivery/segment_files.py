@@ -12,8 +12,8 @@ from pathlib import Path
 
 from gateway.delivery.segments import HEADER_BYTES, Kind, Place, SegmentName, framed, header, listed
 
-NAME = SegmentName(7, 3, 0x00C0_FFEE_1234_5678)
-SLOT = 5
+NAME = SegmentName(7, 0x00C0_FFEE_1234_5678)
+AT_MS = 1_790_000_000_789
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ GOLDEN = (
     Spec(Kind.DATA, b"a block", (1 << 64) - 1, "otel_logs", "7b0c3f1e-8c9c-4a87-9f0e-0c6a4ab4f0d1", 3, 1790000000123),
     Spec(Kind.DATA, bytes(range(256)), 1 << 63, "täble", "p", (1 << 32) - 1, (1 << 64) - 1),
     Spec(Kind.DATA, b"", 2, "t" * 255, "p" * 255),
-    Spec(Kind.SEAL, listed([(7, 2), (7, (1 << 64) - 1)], "00c0ffee12345678-3-5-1"), table="otel_logs"),
-    Spec(Kind.DONE, listed([(7, 2), (7, (1 << 64) - 1)]), table="otel_logs"),
+    Spec(Kind.SEAL, listed([(NAME.id, 2), (NAME.id, (1 << 64) - 1)], "00c0ffee12345678-3-5-1"), table="otel_logs"),
+    Spec(Kind.DONE, listed([(NAME.id, 2), (NAME.id, (1 << 64) - 1)]), table="otel_logs"),
     Spec(Kind.SKIP, listed([(6, 1 << 63)]), table="täble"),
-    Spec(Kind.DATA, b"a copy of an older one", 9, "otel_logs", "p", 1, 1_790_000_000_456, origin=6),
+    Spec(Kind.DATA, b"a copy of an older one", 9, "otel_logs", "p", 1, 1_790_000_000_456, origin=(1 << 64) - 6),
 )
 """Every kind, and the smallest and largest of what is in a head."""
 GOLDEN_ROOM_BYTES = 64
@@ -63,12 +63,12 @@ def frame_bytes(spec: Spec, offset: int, name: SegmentName = NAME) -> bytes:
 
 def segment(specs: Sequence[Spec], name: SegmentName = NAME, room_bytes: int = 0) -> tuple[bytes, list[Place]]:
     """A whole segment file, and where its frames are."""
-    image = bytearray(header(name, SLOT))
+    image = bytearray(header(name, AT_MS))
     places = []
     assert len(image) == HEADER_BYTES
     for spec in specs:
         frame = frame_bytes(spec, len(image), name)
-        places.append(Place(name.number, len(image), len(frame)))
+        places.append(Place(name.id, len(image), len(frame)))
         image += frame
     return bytes(image) + bytes(room_bytes), places
 

@@ -161,7 +161,7 @@ async def test_of_a_frame_that_is_there_in_part_only_the_rest_is_inserted(plain:
     plain.proxy.plan.extend([UNSENT] * 10_000)
     plain.send(range(100), days=2)
     await until(lambda: len(plain.proxy.plan) < 10_000, "the insert is tried")
-    (frame,) = plain.frames.given
+    frame = plain.frames.given[0]
     await plain.direct.insert(THINGS, [block(numbered(range(100), days=2)[:50], frame)], token="first day")
     plain.proxy.plan.clear()
     plain.proxy.plan.append(answered(200, written=100))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import random
 import shutil
 import threading
 from collections.abc import Sequence
@@ -127,8 +128,8 @@ async def test_a_full_spool_refuses_first_who_takes_most_and_recovers(open_rig: 
     async with open_rig(spool_bytes_max=1 << 20, segment_bytes=64 << 10, batch_bytes=64 << 10, plan=AWAY) as rig:
         sent = 0
         while welcome(rig, "loud"):
-            await kept(rig, range(sent, sent + 200), project="loud", body=f"{sent * 7919:x} {sent} " * 9)
-            sent += 200
+            await kept(rig, range(sent, sent + 10), project="loud", body=noise(sent))
+            sent += 10
         await kept(rig, range(sent, sent + 10), project="quiet")
         with pytest.raises(Overloaded) as refusal:
             rig.delivery.rows("loud", REQUEST_BYTES)
@@ -209,6 +210,38 @@ async def test_a_damaged_frame_is_lost_alone_and_counted(engine: Engine, tmp_pat
             assert list(copy.rglob("quarantine/*"))
 
 
+async def test_a_parked_table_does_not_keep_the_disk_of_the_others(engine: Engine, tmp_path: Path) -> None:
+    both = (things(), things("others"))
+    async with rig(engine, tmp_path / "a", tables=both, segment_bytes=64 << 10) as rig_:
+        await rig_.run(f"DROP TABLE `{rig_.direct.database}`.others")
+        for start in range(0, 1_000, 5):
+            await kept(rig_, range(start, start + 5), body=noise(start))
+            await kept(rig_, [start], table="others", project=f"p{start % 7}")
+        copy = tmp_path / "b"
+        await until(lambda: files(rig_) <= 8, "what the parked rows do not need is given back")
+        killed(tmp_path / "a", copy)
+        await rig_.delivery.stop(0.0)
+        await rig_.direct.create_tables(both, retention_days=0)
+        async with rig(engine, copy, tables=both, database=rig_.direct.database) as after:
+            await after.flush()
+            assert await after.stored() == list(range(1_000))
+            assert await after.stored("others") == list(range(0, 1_000, 5))
+            after.check_counters()
+
+
+async def test_without_compaction_it_would(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The positive control."""
+    monkeypatch.setattr("gateway.delivery.spool.SPARSE_SEGMENTS_MIN", 1 << 30)
+    both = (things(), things("others"))
+    async with rig(engine, tmp_path / "a", tables=both, segment_bytes=64 << 10) as rig_:
+        await rig_.run(f"DROP TABLE `{rig_.direct.database}`.others")
+        for start in range(0, 1_000, 5):
+            await kept(rig_, range(start, start + 5), body=noise(start))
+            await kept(rig_, [start], table="others")
+        await until(lambda: rig_.metrics.rows_stored.values.get(("things",)) == 1_000, "the others are stored")
+        assert files(rig_) > 8
+
+
 async def test_rows_of_a_table_that_comes_later_wait_for_it(engine: Engine, tmp_path: Path) -> None:
     both = (things(), things("others"))
     async with rig(engine, tmp_path / "a", tables=both, plan=AWAY) as before:
@@ -219,6 +252,16 @@ async def test_rows_of_a_table_that_comes_later_wait_for_it(engine: Engine, tmp_
             after.delivery.add_table(both[1])
             await after.flush()
             assert await after.stored("others") == list(range(100))
+
+
+def noise(seed: int) -> str:
+    """A text that hardly compresses."""
+    return random.Random(seed).randbytes(4_000).hex()
+
+
+def files(rig: Rig) -> int:
+    """Segments of a rig's spool."""
+    return len(list(rig.frames.place.glob("*.seg")))
 
 
 def data_starts(segment: Path) -> list[int]:
