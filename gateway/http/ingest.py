@@ -33,6 +33,11 @@ _MOVED_ROWS_LIVE_S = 86_400
 """A row older than the retention is moved to where it has this long to be seen: at the very edge it would be
 acknowledged and then expire before anyone could."""
 
+_COLUMN_BYTES_ALWAYS = 8 << 20
+_COLUMN_BYTES_PER_BODY_BYTE = 28
+"""What the rows of a body may come to, within limits.column_bytes_max. Rows of honest senders come to about their
+body; a resource of 5 KB with records of 200 bytes to this. More is a body made to be dear, and is refused early."""
+
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -224,7 +229,7 @@ async def _append(
     house: Ingest, dialect: Dialect, request: Request, content: bytes, tenant: Tenant
 ) -> tuple[Outcome, Receipt]:
     """Decode a body into open columns; a large one in a thread into its own, for others not to wait meanwhile."""
-    context = _context(house, tenant, request)
+    context = _context(house, tenant, request, len(content))
     if len(content) <= house.limits.inline_bytes_max:
         with house.delivery.rows(tenant.project_id, len(content)) as rows:
             outcome = dialect.decode(request, content, context, rows)
@@ -255,13 +260,15 @@ def sent_request_id(headers: Mapping[str, str]) -> str:
     return sent_id if _REQUEST_ID.fullmatch(sent_id) else ""
 
 
-def _context(house: Ingest, tenant: Tenant, request: Request) -> Context:
+def _context(house: Ingest, tenant: Tenant, request: Request, body_bytes: int) -> Context:
     back_s = house.retention_s - min(_MOVED_ROWS_LIVE_S, house.retention_s / 2)
     return Context(
         project_id=tenant.project_id,
         time_min_ns=max(0, request.arrival_ns - int(back_s * 1e9)),
         time_max_ns=request.arrival_ns + house.limits.timestamp_ahead_ms_max * 1_000_000,
-        column_bytes_max=house.limits.column_bytes_max,
+        column_bytes_max=min(
+            house.limits.column_bytes_max, max(_COLUMN_BYTES_ALWAYS, _COLUMN_BYTES_PER_BODY_BYTE * body_bytes)
+        ),
         content_bytes_max=tenant.genai_content_bytes,
     )
 

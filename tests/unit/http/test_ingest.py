@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway.config import Limits
+from gateway.config import DialectLimits, Limits
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows
 from gateway.errors import Disconnected, Draining, GatewayError, Malformed, Overloaded
 from gateway.http.body import Incoming
@@ -325,3 +325,17 @@ async def test_a_project_is_counted_too_where_its_key_is_in_the_body() -> None:
     house.shelf.promise.kept.set()
     assert (await first).status == 200
     house.check_sums()
+
+
+async def test_a_small_body_may_come_to_eight_mib_of_rows_and_a_large_one_to_a_multiple_of_itself() -> None:
+    given: list[int] = []
+
+    def decode(request: Request, body: bytes, context: Context, rows: Rows) -> Outcome:
+        given.append(context.column_bytes_max)
+        return Outcome(rows=0)
+
+    roomy = DialectLimits(body_bytes_max=1 << 20, inflated_bytes_max=1 << 20)
+    house = House(limits=Limits(column_bytes_max=20 << 20))
+    for size in (1, 300_000, 600_000, 900_000):
+        await tell(house, b"x" * size, dialects=[lines(decode=decode, limits=roomy)])
+    assert given == [8 << 20, 28 * 300_000, 28 * 600_000, 20 << 20]
