@@ -37,13 +37,17 @@ Row = dict[str, Any]
 
 
 class DeliveryError(Exception):
-    """An insert or a query that did not succeed. ``code`` is ClickHouse's, 0 when there is none."""
+    """An insert or a query that did not succeed. ``code`` is ClickHouse's, 0 when there is none.
+
+    ``detail``: the server's own words, which may quote a row and so have no place in a log.
+    """
 
     outcome: ClassVar[str] = "failed"
 
-    def __init__(self, message: str, *, code: int = 0) -> None:
+    def __init__(self, message: str, *, code: int = 0, detail: str = "") -> None:
         super().__init__(message)
         self.code = code
+        self.detail = detail
 
 
 class Busy(DeliveryError):
@@ -76,6 +80,8 @@ class Poison(DeliveryError):
 
 MEMORY_LIMIT = 241
 TOO_MANY_PARTS = 252
+CHECKSUM_WRONG = 40
+UNCOMPRESSIBLE = 271
 CUT_SHORT = frozenset({32, 33})
 """The server read less than we sent. Ambiguous, but when it repeats the block itself is short."""
 
@@ -111,23 +117,41 @@ CODES: dict[int, tuple[str, type[DeliveryError]]] = {
     243: ("NOT_ENOUGH_SPACE", Operator),
     497: ("ACCESS_DENIED", Operator),
     516: ("AUTHENTICATION_FAILED", Operator),
-    # These rows.
+    # These rows. Where it is the table after all, that does not fit any row, see ``poison.py``.
     6: ("CANNOT_PARSE_TEXT", Poison),
+    25: ("CANNOT_PARSE_ESCAPE_SEQUENCE", Poison),
     26: ("CANNOT_PARSE_QUOTED_STRING", Poison),
     27: ("CANNOT_PARSE_INPUT_ASSERTION_FAILED", Poison),
     38: ("CANNOT_PARSE_DATE", Poison),
-    40: ("CHECKSUM_DOESNT_MATCH", Poison),
+    CHECKSUM_WRONG: ("CHECKSUM_DOESNT_MATCH", Poison),
     41: ("CANNOT_PARSE_DATETIME", Poison),
     53: ("TYPE_MISMATCH", Poison),
     69: ("ARGUMENT_OUT_OF_BOUND", Poison),
     70: ("CANNOT_CONVERT_TYPE", Poison),
     72: ("CANNOT_PARSE_NUMBER", Poison),
     117: ("INCORRECT_DATA", Poison),
+    128: ("TOO_LARGE_ARRAY_SIZE", Poison),
     131: ("TOO_LARGE_STRING_SIZE", Poison),
-    271: ("CANNOT_DECOMPRESS", Poison),
+    153: ("ILLEGAL_DIVISION", Poison),
+    UNCOMPRESSIBLE: ("CANNOT_DECOMPRESS", Poison),
+    321: ("VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE", Poison),
     349: ("CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN", Poison),
+    376: ("CANNOT_PARSE_UUID", Poison),
+    395: ("FUNCTION_THROW_IF_VALUE_IS_NON_ZERO", Poison),
+    407: ("DECIMAL_OVERFLOW", Poison),
+    441: ("CANNOT_PARSE_DOMAIN_VALUE_FROM_STRING", Poison),
+    467: ("CANNOT_PARSE_BOOL", Poison),
+    469: ("VIOLATED_CONSTRAINT", Poison),
+    632: ("UNEXPECTED_DATA_AFTER_PARSED_VALUE", Poison),
+    675: ("CANNOT_PARSE_IPV4", Poison),
+    676: ("CANNOT_PARSE_IPV6", Poison),
+    691: ("UNKNOWN_ELEMENT_OF_ENUM", Poison),
 }
-"""What an exception code means for an insert: its name in ``system.errors``, and the error."""
+"""What an exception code means for an insert: its name in ``system.errors``, and the error.
+
+A code that is not here (a syntax error, a column that is missing, one that nobody foresaw) is a fault of
+this program or of the table, never of a row: a person's.
+"""
 
 _INSERT_SETTINGS = {
     "async_insert": "0",
@@ -136,6 +160,7 @@ _INSERT_SETTINGS = {
     "max_partitions_per_insert_block": "0",
     "wait_end_of_query": "1",
 }
+ALL_ROWS = (0, (1 << 32) - 1)
 _LZ4 = 0x82
 _ANSWER_BYTES_MAX = 64 << 20
 _ERROR_BYTES_MAX = 4 << 10
@@ -258,23 +283,53 @@ class ClickHouse:
         settings = {"decompress": "1", "insert_deduplication_token": token}
         return await self._insert(_insert_text(table, self.database), "", blocks, settings)
 
-    async def insert_absent(self, table: schema.Table, block: bytes, *, frame: int, token: str) -> None:
+    async def insert_absent(
+        self, table: schema.Table, block: bytes, *, frame: int, token: str, rows: tuple[int, int] = ALL_ROWS
+    ) -> None:
         """Insert those rows of one block that the table does not have yet. ``frame`` is the block's number.
 
-        The server leaves out the rows that are there. The block goes as text in the statement, which an
-        embedded engine takes as well (it cannot stream into ``input()``), and is kept out of its query log.
+        ``rows``: the first and the last of them to insert. The server leaves out the rows that are there.
+        The block goes as text in the statement, which an embedded engine takes as well (it cannot stream
+        into ``input()``), and is kept out of its query log.
         """
-        # The server puts a line break between the URL's part of a statement and the body's.
-        literal = b"'" + base64.b64encode(_uncompressed(block)) + b"'"
-        settings = {
+        literal, settings = _literal(block)
+        settings |= {
             "insert_deduplication_token": token,
             "param_frame": str(frame),
-            "log_queries": "0",
-            "log_queries_cut_to_length": "1000",
-            "max_query_size": str(len(literal) + (1 << 20)),
+            "param_first": str(rows[0]),
+            "param_last": str(rows[1]),
             "max_insert_threads": "1",
         }
         await self._insert(*_insert_absent_text(table, self.database), [literal], settings)
+
+    async def insert_rows(self, table: schema.Table, rows: Sequence[Row], *, token: str) -> None:
+        """Insert rows as ``read_rows`` gave them. Of the table only the names are looked at."""
+        settings = {"insert_deduplication_token": token, "date_time_input_format": "best_effort"}
+        text = f"INSERT INTO `{self.database}`.`{table.name}` ({_names(table)}) FORMAT JSONEachRow"
+        await self._insert(text, "", [orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows], settings)
+
+    async def read_rows(self, table: schema.Table, block: bytes, rows: Sequence[int]) -> list[Row]:
+        """These rows of a block, decoded by the server: their columns by name, times as RFC 3339."""
+        literal, settings = _literal(block)
+        settings |= {
+            "param_rows": _array(rows),
+            "date_time_output_format": "iso",
+            "output_format_json_quote_64bit_integers": "0",
+            "output_format_json_quote_denormals": "1",
+            "wait_end_of_query": "1",
+        }
+        exchange = self._exchange(settings, self._query_timeout_s)
+        client = self._speak(exchange, self.database)
+        before, after = _read_rows_text(table)
+        lines = exchange.post_return_lines(
+            client.url, {**client.params, "query": before}, client.headers, _body([literal], after.encode())
+        )
+        return [orjson.loads(line) async for line in lines]
+
+    async def stored_rows(self, table: schema.Table, frame: int) -> set[int]:
+        """The numbers of a frame's rows that the table holds."""
+        found = await self._query(_stored_rows_text(table, self.database), {"frame": str(frame)})
+        return {row["row"] for row in found}
 
     async def rows_by_frame(self, table: schema.Table, frames: Sequence[int]) -> dict[int, int]:
         """How many rows of each frame the table holds; frames without any are left out."""
@@ -361,6 +416,17 @@ async def _body(blocks: Sequence[bytes], after: bytes) -> AsyncGenerator[bytes, 
         yield after
 
 
+def _literal(block: bytes) -> tuple[bytes, dict[str, str]]:
+    """A block as text in a statement, and the settings such a statement needs."""
+    # The server puts a line break between the URL's part of a statement and the body's.
+    literal = b"'" + base64.b64encode(_uncompressed(block)) + b"'"
+    return literal, {
+        "log_queries": "0",
+        "log_queries_cut_to_length": "1000",
+        "max_query_size": str(len(literal) + (1 << 20)),
+    }
+
+
 def _uncompressed(block: bytes) -> bytes:
     """A block without ClickHouse's framing: checksum 16, method 1, sizes 4 (with these nine) and 4, data."""
     parts, at = [], 0
@@ -408,11 +474,11 @@ def _classify(code: int, body: bytes) -> DeliveryError:
     if code == TOO_MANY_PARTS and b"Too many partitions" in body:
         name, kind = "TOO_MANY_PARTS (partitions)", Poison
     message = f"ClickHouse error {code} {name}"
+    said = re.sub(r"\s+", " ", body[:400].decode(errors="replace")).strip()
     if kind in (Busy, Operator) and code in CODES:
         # These speak of tables and limits. The others may quote a row, which has no place in a log.
-        said = re.sub(r"\s+", " ", body[:400].decode(errors="replace")).strip()
         message = f"{message}: {said}"
-    return kind(message, code=code)
+    return kind(message, code=code, detail=said)
 
 
 def _written(summary: str | None) -> int | None:
@@ -444,13 +510,32 @@ def _insert_text(table: schema.Table, database: str) -> str:
 @lru_cache(maxsize=256)
 def _insert_absent_text(table: schema.Table, database: str) -> tuple[str, str]:
     """What comes before and after the block in base64."""
-    # Names are the schema's, never a sender's.
-    layout = schema.quote(", ".join(f"`{name}` {type_}" for name, type_ in table.layout))
     frame, row = identity(table)
     target = f"`{database}`.`{table.name}`"
     stored = f"SELECT `{row}` FROM {target} WHERE `{frame}` = {{frame:UInt64}}"  # noqa: S608
-    into = f"INSERT INTO {target} ({_names(table)}) SELECT {_names(table)} FROM "  # noqa: S608
-    return f"{into}format(Native, {layout}, base64Decode(", f")) WHERE `{row}` NOT IN ({stored})"
+    into = f"INSERT INTO {target} ({_names(table)}) SELECT {_names(table)} FROM {_decoded(table)}"  # noqa: S608
+    return into, f")) WHERE `{row}` BETWEEN {{first:UInt32}} AND {{last:UInt32}} AND `{row}` NOT IN ({stored})"
+
+
+@lru_cache(maxsize=256)
+def _read_rows_text(table: schema.Table) -> tuple[str, str]:
+    """The same for reading rows of it."""
+    _, row = identity(table)
+    after = f")) WHERE `{row}` IN {{rows:Array(UInt32)}} ORDER BY `{row}` FORMAT JSONEachRow"
+    return f"SELECT {_names(table)} FROM {_decoded(table)}", after  # noqa: S608
+
+
+def _decoded(table: schema.Table) -> str:
+    """A block that follows in base64, as a table. Names are the schema's, never a sender's."""
+    layout = schema.quote(", ".join(f"`{name}` {type_}" for name, type_ in table.layout))
+    return f"format(Native, {layout}, base64Decode("
+
+
+@lru_cache(maxsize=256)
+def _stored_rows_text(table: schema.Table, database: str) -> str:
+    frame, row = identity(table)
+    target = f"`{database}`.`{table.name}`"
+    return f"SELECT DISTINCT `{row}` AS row FROM {target} WHERE `{frame}` = {{frame:UInt64}}"  # noqa: S608
 
 
 @lru_cache(maxsize=256)

@@ -22,10 +22,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
+from gateway.delivery.batch import Batch, Queue, Repair
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import (
     CUT_SHORT,
@@ -54,106 +53,6 @@ REPAIRS_MAX = 8
 
 FRAMES_PER_COUNT = 250
 """They go in the URL; what stands between us and the server may refuse a longer one."""
-
-
-@dataclass(slots=True, eq=False)
-class Repair:
-    """Rows to insert again: whole frames, or (``absent``) those rows of one frame that are not there."""
-
-    blocks: list[Block]
-    absent: bool
-    token: str
-    doubtful: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """What one insert carries, and how far it got.
-
-    ``sealed``: its SEAL is on disk. ``doubtful``: some attempt's outcome is not known. ``answered``: a
-    clean OK came, or no attempt can still come through; from here on frames are counted. ``poison``: the
-    server refused these very rows.
-    """
-
-    table: Table
-    blocks: list[Block]
-    token: str
-    rows: int
-    held_bytes: int
-    since: float
-    sealed: bool = False
-    doubtful: bool = False
-    answered: bool = False
-    poison: bool = False
-    attempts: int = 0
-    suspicions: int = 0
-    repair: Repair | None = None
-    repairs: int = 0
-    repair_blocks_max: int = 1 << 30
-    due: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class Queue:
-    """One table's blocks by project, and its batches that wait for another try."""
-
-    table: Table
-    blocks: dict[str, deque[Block]] = field(default_factory=dict)
-    turn: deque[str] = field(default_factory=deque)
-    rows: int = 0
-    data_bytes: int = 0
-    since: float = 0.0
-    sent: set[Batch] = field(default_factory=set)
-    waiting: list[Batch] = field(default_factory=list)
-    aside: list[Batch] = field(default_factory=list)
-    parked: str = ""
-
-    def add(self, block: Block) -> None:
-        """Line up a block behind its project's others."""
-        mine = self.blocks.get(block.project_id)
-        if mine is None:
-            mine = self.blocks[block.project_id] = deque()
-            self.turn.append(block.project_id)
-        mine.append(block)
-        if not self.rows:
-            self.since = block.since
-        self.rows += block.rows
-        self.data_bytes += len(block.data)
-
-    def take(self, rows_max: int, bytes_max: int) -> list[Block]:
-        """Blocks for one batch, one from each project in turn; at least one."""
-        taken: list[Block] = []
-        rows = data_bytes = 0
-        while self.turn:
-            project_id = self.turn[0]
-            mine = self.blocks[project_id]
-            rows += mine[0].rows
-            data_bytes += len(mine[0].data)
-            if taken and (rows > rows_max or data_bytes > bytes_max):
-                break
-            taken.append(mine.popleft())
-            self.turn.popleft()
-            if mine:
-                self.turn.append(project_id)
-            else:
-                del self.blocks[project_id]
-        self.rows -= sum(block.rows for block in taken)
-        self.data_bytes -= sum(len(block.data) for block in taken)
-        self.since = min((mine[0].since for mine in self.blocks.values()), default=0.0)
-        return taken
-
-    def all_blocks(self) -> Iterator[Block]:
-        """All that are not stored."""
-        for mine in self.blocks.values():
-            yield from mine
-        for batch in self.batches():
-            yield from batch.blocks
-
-    def batches(self) -> Iterator[Batch]:
-        """All that are sealed and not stored."""
-        yield from self.sent
-        yield from self.waiting
-        yield from self.aside
 
 
 class Flusher:

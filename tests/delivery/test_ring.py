@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.delivery import Settings
+from gateway.delivery.batch import Queue
 from gateway.delivery.block import Block
-from gateway.delivery.flusher import Queue
 from gateway.errors import Draining, Overloaded, TooLarge
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import Rig, answered, until

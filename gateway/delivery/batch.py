@@ -1,0 +1,157 @@
+"""Batches: blocks of one table that are inserted together, and how far each of them got."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from gateway.delivery.block import Block
+from gateway.delivery.clickhouse import DeliveryError
+from gateway.delivery.search import Search
+from gateway.schema import Table
+
+
+@dataclass(slots=True, eq=False)
+class Repair:
+    """Rows to insert again: whole frames, or (``absent``) those rows of one frame that are not there."""
+
+    blocks: list[Block]
+    absent: bool
+    token: str
+    doubtful: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """What one insert carries, and how far it got.
+
+    ``sealed``: its SEAL is on disk. ``doubtful``: some attempt's outcome is not known. ``answered``: a
+    clean OK came, or no attempt can still come through; from here on frames are counted. ``absent``: it is
+    one frame, of which some rows may be there. ``poison``: the server refused these very rows; from then on
+    ``isolation`` is how far the search for the guilty ones got.
+    """
+
+    table: Table
+    blocks: list[Block]
+    token: str
+    rows: int
+    held_bytes: int
+    since: float
+    sealed: bool = False
+    doubtful: bool = False
+    answered: bool = False
+    absent: bool = False
+    poison: bool = False
+    isolation: Isolation | None = None
+    attempts: int = 0
+    suspicions: int = 0
+    repair: Repair | None = None
+    repairs: int = 0
+    repair_blocks_max: int = 1 << 30
+    due: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Hunt:
+    """The search for the guilty rows of one frame.
+
+    ``rows``: the numbers of those that were absent when it began, which ``search`` counts. ``bad``: why each
+    guilty one was refused. ``token``: of the try under way, whose SEAL is on disk; ``doubtful``, as of a batch.
+    """
+
+    rows: list[int]
+    search: Search
+    bad: dict[int, DeliveryError] = field(default_factory=dict)
+    token: str = ""
+    doubtful: bool = False
+    suspicions: int = 0
+    repairs: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Isolation:
+    """The search for the guilty rows of a batch, by frame and then by row.
+
+    ``reason``: why the batch was refused. ``refused``: all of its frames together were, none of them being
+    stored. ``blocks``: those that ``frames`` searches, None until they are counted. ``piece``: the try under
+    way. ``guilty``: frames to be searched by row, ``hunt`` the first of them. ``suspect``: so many rows were
+    refused and none taken that it looks like the table.
+    """
+
+    reason: DeliveryError | None
+    refused: bool
+    blocks: list[Block] = field(default_factory=list)
+    frames: Search | None = None
+    piece: Batch | None = None
+    guilty: deque[Block] = field(default_factory=deque)
+    hunt: Hunt | None = None
+    suspect: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Queue:
+    """One table's blocks by project, and its batches that wait for another try.
+
+    ``aside``: batches that hold nothing up, being poison. ``refused_rows``: rows refused since the table last
+    took one.
+    """
+
+    table: Table
+    blocks: dict[str, deque[Block]] = field(default_factory=dict)
+    turn: deque[str] = field(default_factory=deque)
+    rows: int = 0
+    data_bytes: int = 0
+    since: float = 0.0
+    sent: set[Batch] = field(default_factory=set)
+    waiting: list[Batch] = field(default_factory=list)
+    aside: list[Batch] = field(default_factory=list)
+    parked: str = ""
+    refused_rows: int = 0
+
+    def add(self, block: Block) -> None:
+        """Line up a block behind its project's others."""
+        mine = self.blocks.get(block.project_id)
+        if mine is None:
+            mine = self.blocks[block.project_id] = deque()
+            self.turn.append(block.project_id)
+        mine.append(block)
+        if not self.rows:
+            self.since = block.since
+        self.rows += block.rows
+        self.data_bytes += len(block.data)
+
+    def take(self, rows_max: int, bytes_max: int) -> list[Block]:
+        """Blocks for one batch, one from each project in turn; at least one."""
+        taken: list[Block] = []
+        rows = data_bytes = 0
+        while self.turn:
+            project_id = self.turn[0]
+            mine = self.blocks[project_id]
+            rows += mine[0].rows
+            data_bytes += len(mine[0].data)
+            if taken and (rows > rows_max or data_bytes > bytes_max):
+                break
+            taken.append(mine.popleft())
+            self.turn.popleft()
+            if mine:
+                self.turn.append(project_id)
+            else:
+                del self.blocks[project_id]
+        self.rows -= sum(block.rows for block in taken)
+        self.data_bytes -= sum(len(block.data) for block in taken)
+        self.since = min((mine[0].since for mine in self.blocks.values()), default=0.0)
+        return taken
+
+    def all_blocks(self) -> Iterator[Block]:
+        """All that are not stored."""
+        for mine in self.blocks.values():
+            yield from mine
+        for batch in self.batches():
+            yield from batch.blocks
+
+    def batches(self) -> Iterator[Batch]:
+        """All that are sealed and not stored."""
+        yield from self.sent
+        yield from self.waiting
+        yield from self.aside
