@@ -103,12 +103,15 @@ async def project_named(projects: Projects, name: str) -> Project:
     try:
         project = await projects.find_project(name)
     except StoreUnavailable as error:
-        raise GatewayError(
-            "Projects temporarily unavailable", log=f"projects: {error}", retry_after_s=_RETRY_AFTER_S
-        ) from None
+        raise projects_away(error) from None
     if project is None:
         raise NotFound("There is no project with this id or slug; `weir projects list` shows them.")
     return project
+
+
+def projects_away(error: StoreUnavailable) -> GatewayError:
+    """What is told while Postgres is away."""
+    return GatewayError("Projects temporarily unavailable", log=f"projects: {error}", retry_after_s=_RETRY_AFTER_S)
 
 
 class TooMuch(Invalid):
@@ -185,7 +188,9 @@ def known(sent: Sequence[tuple[str, str]], names: Sequence[str], lists: Sequence
     values: dict[str, str] = {}
     for name, value in sent:
         if name not in names:
-            raise Invalid(f"there is no such parameter; there are {', '.join(names)}", field=name[:_NAME_CHARS_MAX])
+            raise Invalid(
+                f"there is no such parameter; there are {', '.join(names) or 'none'}", field=name[:_NAME_CHARS_MAX]
+            )
         if name in values and name not in lists:
             raise Invalid(f"{name} is there twice", field=name)
         values[name] = f"{values[name]},{value}" if name in values else value

@@ -29,17 +29,17 @@ from msgspec import UNSET, UnsetType
 
 from gateway.dialects.dialect import Reply, refusal_headers
 from gateway.dialects.streamlogia import CODES
-from gateway.errors import GatewayError, Invalid, NotFound, RateLimited, WeirError
+from gateway.errors import Invalid, NotFound, RateLimited, WeirError
 from gateway.http import reads
 from gateway.http.api import ApiRequest, ApiRoute, json_reply
 from gateway.http.budgets import Buckets, Budgets
 from gateway.http.parts import PartsReply
-from gateway.http.reads import asked, known, project_named, text_of
+from gateway.http.reads import asked, known, project_named, projects_away, text_of
 from gateway.http.streamlogia_export import FORMATS, MEDIA_TYPES, ROWS_MAX, SLOW, Exports
 from gateway.reading.logs import LIMIT_MAX, TIME_MAX_NS, TIME_MIN_NS
 from gateway.reading.streamlogia import (
     BUCKETS_MAX,
-    GROUPS,
+    COLUMNS,
     LEVEL_NAMED,
     LEVELS,
     SOURCE_TYPES,
@@ -62,7 +62,6 @@ PROJECTS_MAX = 50
 EXPORT_COST = 20
 
 _VALUES_MAX = 20
-_RETRY_AFTER_S = 1
 _MINUTE_NS = 60 * 10**9
 _DAY_NS = 1440 * _MINUTE_NS
 _SHORT_NS = 120 * _MINUTE_NS
@@ -205,9 +204,7 @@ class _Scopes:
         try:
             found = await self._projects.list_projects()
         except StoreUnavailable as error:
-            raise GatewayError(
-                "Projects temporarily unavailable", log=f"projects: {error}", retry_after_s=_RETRY_AFTER_S
-            ) from None
+            raise projects_away(error) from None
         return json_reply(200, {"projects": [{"id": project.id, "name": project.name} for project in found]})
 
 
@@ -258,7 +255,7 @@ class _Answers:
         wanted, values = self._within_window(request, project_ids, (*_WINDOW, *_KINDS, "groupBy", "limit"))
         asked_by = values.get("groupBy", "") or "level"
         group_by, _, field = asked_by.partition(".")
-        if group_by not in GROUPS or (group_by == "meta") != bool(field) or ("." in asked_by and not field):
+        if asked_by not in COLUMNS and not (group_by == "meta" and field):
             raise Invalid("groupBy must be level, source, source_type, or meta.<field>", field="groupBy")
         limit = _limit("limit", values, 50, 500)
         groups = await _asked(self._reader.groups(wanted, group_by, text_of("groupBy", field), limit))
@@ -349,9 +346,10 @@ def _levels(text: str) -> tuple[str, ...]:
 
 
 def _time_ns(name: str, values: Mapping[str, str], default_ns: int) -> int:
+    """One outside 1970 to 2099, where no row is, is that edge."""
     text = values.get(name, "")
     try:
-        return rfc3339_ns(text) if text else default_ns
+        return min(max(rfc3339_ns(text), TIME_MIN_NS), TIME_MAX_NS) if text else default_ns
     except ValueError:
         raise Invalid(f"{name} must be a time in RFC 3339, such as 2025-01-15T00:00:00Z", field=name) from None
 

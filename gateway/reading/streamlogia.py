@@ -31,8 +31,8 @@ SOURCE_TYPES = ("app", "infra")
 TOTAL_MAX = 10_000
 """Where a bounded total stops counting."""
 BUCKETS_MAX = 1500
-GROUPS = ("level", "source", "source_type", "meta")
-"""What rows can be grouped by; ``meta`` is by a member of it."""
+COLUMNS = ("level", "source", "source_type")
+"""What rows can be grouped by, beside a member of ``meta``."""
 
 _SECOND_NS = 10**9
 _FOUR = {"trace": "DEBUG", "debug": "DEBUG", "info": "INFO", "warn": "WARN", "error": "ERROR", "fatal": "ERROR"}
@@ -130,10 +130,10 @@ class Place(NamedTuple):
             cursor = msgspec.json.decode(decoded, type=_Cursor)
         except (binascii.Error, UnicodeDecodeError, msgspec.DecodeError) as error:
             raise ValueError("not a cursor") from error
-        row = identity_of(cursor.id)
-        if row is None:
-            raise ValueError("not the id of a row")
-        return cls(rfc3339_ns(cursor.ts), *row)
+        time_ns, row = rfc3339_ns(cursor.ts), identity_of(cursor.id)
+        if row is None or not TIME_MIN_NS <= time_ns <= TIME_MAX_NS:
+            raise ValueError("not the place of a row")
+        return cls(time_ns, *row)
 
 
 class _Cursor(msgspec.Struct, frozen=True):
@@ -186,7 +186,7 @@ class Wanted:
 
     ``levels`` are names in ``LEVELS``, ``source_type`` is one of ``SOURCE_TYPES``. ``search`` is part of the message
     or of the source, in any case. All of ``tags`` and of ``meta`` (a name and the text stored under it) must be there.
-    Times are nanoseconds since 1970, both ends included.
+    Times are nanoseconds since 1970, both ends included, from 1970 to 2099.
     """
 
     project_ids: tuple[str, ...] = ()
@@ -218,8 +218,8 @@ class Wanted:
         """The parameters of the conditions."""
         return {
             **self.project,
-            "from_ns": min(max(self.from_ns, TIME_MIN_NS), TIME_MAX_NS),
-            "to_ns": min(max(self.to_ns, TIME_MIN_NS), TIME_MAX_NS),
+            "from_ns": self.from_ns,
+            "to_ns": self.to_ns,
             "levels": self.levels,
             "search": self.search,
             "source": self.source,
@@ -275,7 +275,7 @@ class StreamlogiaReader:
         ]
 
     async def groups(self, wanted: Wanted, group_by: str, field: str, limit: int) -> list[Group]:
-        """The most frequent values of one of ``GROUPS``; ``field`` is the member of ``meta``."""
+        """The most frequent values of one of ``COLUMNS``, or of ``meta``: then ``field`` is its member."""
         values = {**wanted.values, "limit": limit, **({"field": field} if group_by == "meta" else {})}
         rows = await self._ask(groups_text(self._database, wanted.scope, group_by), values)
         return [Group(row["key"], row["count"]) for row in rows]

@@ -524,6 +524,7 @@ def test_the_query_api_reads_the_projects_it_is_asked_for(house: House, project:
         ("/timeseries", {"interval": "15m"}, "interval"),
         ("/timeseries", {"from": "2020-01-01T00:00:00Z"}, "interval"),
         ("/timeseries", {"from": "2025-01-15T12:00:00Z", "to": "2025-01-15T12:00:00Z"}, "from"),
+        ("/timeseries", {"from": "0001-01-01T00:00:00+23:59", "to": "0001-01-02T00:00:00Z"}, "from"),
         ("/aggregate", {"groupBy": "message"}, "groupBy"),
         ("/aggregate", {"groupBy": "meta."}, "groupBy"),
         ("/aggregate", {"groupBy": "level.x"}, "groupBy"),
@@ -550,6 +551,7 @@ def test_bounds_themselves_are_acceptable(model: tuple[Project, list[Row]]) -> N
     assert len(read(project, *two_hours, ("interval", "1m"), rest="/timeseries")["buckets"]) == 120
     days = (("from", "2021-01-01T00:00:00Z"), ("to", "2025-02-09T00:00:00Z"), ("interval", "1d"))
     assert len(read(project, *days, rest="/timeseries")["buckets"]) == 1500
+    assert len(read(project, ("from", "0001-01-01T00:00:00+23:59"), ("to", "9999-12-31T23:59:59Z"))["logs"]) == 100
     read(project, ("search", "x" * 1000))
     read(project, *(("tag", str(number)) for number in range(20)))
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.reading.streamlogia import (
-    GROUPS,
+    COLUMNS,
     Wanted,
     find_text,
     groups_text,
@@ -112,7 +112,10 @@ def test_a_cursor_that_is_a_forgery_is_400_or_a_place(written: tuple[Project, li
     good = read(project, ("limit", 1))["nextCursor"]
     decoded = json.loads(base64.urlsafe_b64decode(good + "=="))
     forgeries: list[Any] = [[], None, 1, {}, {"ts": decoded["ts"]}, {**decoded, "ts": 1}, {**decoded, "id": None}]
-    forgeries += [{**decoded, "ts": text} for text in (*PIECES, "9999-12-31T23:59:59Z", "0001-01-01T00:00:00+23:59")]
+    forgeries += [
+        {**decoded, "ts": text}
+        for text in (*PIECES, "9999-12-31T23:59:59Z", "0001-01-01T00:00:00+23:59", "2099-01-01T00:00:00Z")
+    ]
     forgeries += [
         {**decoded, "id": text} for text in (*PIECES, "7d3c1c0e-5a39-4f0e-9a57-6a3b2d5d9f11", "{" + decoded["id"])
     ]
@@ -144,7 +147,7 @@ def test_there_are_so_many_statements_and_no_more() -> None:
     texts |= {series_text("weir", scope) for scope in SCOPES}
     texts |= {total_text("weir", scope, exact=exact) for scope in SCOPES for exact in (False, True)}
     texts |= {find_text("weir", scope, by_identity=by) for scope in SCOPES for by in (False, True)}
-    texts |= {groups_text("weir", scope, group_by) for scope in SCOPES for group_by in GROUPS}
+    texts |= {groups_text("weir", scope, group_by) for scope in SCOPES for group_by in (*COLUMNS, "meta")}
     assert len(texts) == 33
     assert {Wanted(ids).scope for ids in ((), ("a",), ("a", "b"))} == set(SCOPES)
     assert all(
