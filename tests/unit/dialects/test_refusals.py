@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import msgspec
 import pytest
+from google.rpc.status_pb2 import Status
 
 from gateway.config import Config
 from gateway.dialects import registry
 from gateway.dialects.dialect import Dialect, Request
 from gateway.errors import (
-    Disconnected,
     Invalid,
     Malformed,
     MethodNotAllowed,
@@ -24,39 +26,61 @@ from gateway.errors import (
     Unauthorized,
     WeirError,
 )
+from gateway.http import alerts, datasets, reads, streamlogia_reads
 
+ERROR_BODIES = [alerts.error_body, datasets.error_body, reads.error_body, streamlogia_reads.error_body]
 DIALECTS = [(route[1], dialect) for dialect in registry(Config().limits, Config().ndjson) for route in dialect.routes]
 
 
-def leaves(at: type[WeirError]) -> Iterator[type[WeirError]]:
-    for below in at.__subclasses__():
-        if below.__subclasses__():
-            yield from leaves(below)
-        elif below is not Disconnected:
-            yield below
+def below(at: type[WeirError]) -> Iterator[type[WeirError]]:
+    """Every error there is: the general ones are raised too, and whoever went away gets an answer all the same."""
+    for error in at.__subclasses__():
+        yield error
+        yield from below(error)
+
+
+ERRORS = list(below(WeirError))
 
 
 def made(error: type[WeirError]) -> WeirError:
     return MethodNotAllowed("say POST", allow=("POST",)) if error is MethodNotAllowed else error("what to change")
 
 
-def request_to(path: str) -> Request:
-    return Request("POST", path, {}, {}, "application/json", 0, "id", False)
+def request_to(path: str, media_type: str = "application/json") -> Request:
+    return Request("POST", path, {}, {}, media_type, 0, "id", False)
 
 
 def dialect_of(path: str) -> Dialect:
     return next(dialect for there, dialect in DIALECTS if there == path)
 
 
-@pytest.mark.parametrize("error", list(leaves(WeirError)), ids=lambda error: error.__name__)
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
+@pytest.mark.parametrize("media_type", ["application/json", "application/x-protobuf", ""])
 @pytest.mark.parametrize(("path", "dialect"), DIALECTS, ids=lambda value: value if isinstance(value, str) else "")
-def test_every_error_has_a_reply_in_every_dialect(path: str, dialect: Dialect, error: type[WeirError]) -> None:
-    reply = dialect.refused(request_to(path), made(error))
+def test_every_error_has_a_reply_in_every_dialect(
+    path: str, dialect: Dialect, media_type: str, error: type[WeirError]
+) -> None:
+    reply = dialect.refused(request_to(path, media_type), made(error))
     assert 400 <= reply.status <= 499 if issubclass(error, SenderError) else reply.status == 503
-    assert json.loads(reply.body)
-    assert reply.media_type == "application/json"
+    if reply.media_type == "application/x-protobuf":
+        assert media_type == "application/x-protobuf"
+        assert Status.FromString(reply.body).message
+    else:
+        assert reply.media_type == "application/json"
+        assert json.loads(reply.body)
     if reply.status == 503 or error is RateLimited:
         assert int(dict(reply.headers)["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
+@pytest.mark.parametrize("error_body", ERROR_BODIES, ids=lambda error_body: error_body.__module__)
+def test_every_error_has_words_in_every_family_of_the_api(
+    error_body: Callable[[WeirError], dict[str, Any]], error: type[WeirError]
+) -> None:
+    said = error_body(made(error))
+    assert msgspec.json.encode(said)
+    assert set(said) in ({"error"}, {"detail"}, {"error", "code", "message"})
+    assert all(said.values())
 
 
 @pytest.mark.parametrize(
