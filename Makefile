@@ -37,6 +37,7 @@ lint: $(VENV)/.installed-for-tests
 
 bench: $(VENV)/.installed-for-tests
 	@$(BIN)/python bench/decode.py
+	@$(BIN)/python bench/spool.py
 
 build: $(VENV)/.installed
 
