@@ -34,7 +34,8 @@ SETTINGS = {
     # Control data is small; what counts is that it is durable.
     "fsync": "on",
     "shared_buffers": "16MB",
-    "max_connections": "40",
+    # Six for each worker, twice while it is replaced, and the commands'.
+    "max_connections": "400",
     "max_wal_size": "128MB",
     "wal_level": "minimal",
     "max_wal_senders": "0",

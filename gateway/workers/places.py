@@ -30,7 +30,7 @@ ANSWER_S_MAX = 1.0
 class Place:
     """``begin`` makes a life on a slot (None: a free one) and starts it, or raises WorkerFailed.
 
-    ``on_death`` is called when a worker has died.
+    ``on_death`` is called when a worker has died, also while it was starting to replace another.
     """
 
     def __init__(
@@ -150,6 +150,7 @@ class Place:
         try:
             await self._fill(self._slot)
         except WorkerFailed as error:
+            self._on_death(self.number)
             logger.error(  # noqa: TRY400 - the text says it all
                 "worker %d cannot start: %s; trying again in %.1f s", self.number, error, self._delay_s
             )

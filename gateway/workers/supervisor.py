@@ -192,14 +192,17 @@ class Supervisor(Collector):
     def _slots(self, wanted: int | None) -> list[int]:
         """The slots of a worker that begins: first its own, then those it is to adopt.
 
-        Its own is ``wanted``, else the lowest that no worker has, of this gateway or of one that was killed
-        and whose workers are still storing what they had. Slots that nobody has but that hold rows (there
-        were more workers once, or one was replaced while ClickHouse was away) belong after it.
+        Its own is ``wanted``, else one that no worker has, of this gateway or of one that was killed and
+        whose workers are still storing what they had. One where rows were left goes first: there were more
+        workers once, or one was replaced while ClickHouse was away. When more such slots are left than
+        there are workers, the rest of them belong after a worker's own.
         """
         if wanted is not None:
             return [wanted]
+        spool = self.directory.spool
         taken = self._starting_slots.union(*(place.slots for place in self._places))
-        return [next(slot for slot in _SLOTS if slot not in taken and not frames.is_open(self.directory.spool, slot))]
+        free = [slot for slot in _SLOTS if slot not in taken and not frames.is_open(spool, slot)]
+        return [next((slot for slot in free if any((spool / f"slot-{slot:02d}").glob("*.seg"))), free[0])]
 
     def _count_death(self, number: int) -> None:
         self.metrics.worker_restarts.add(1, str(number))

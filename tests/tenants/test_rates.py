@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from datetime import UTC, datetime
 
 import pytest
 
 from gateway.errors import RateLimited
-from gateway.tenants.rates import Rates
+from gateway.tenants.rates import Rates, shared_buckets
 from gateway.tenants.records import KeyRecord, KeyTable
 
 SECOND_NS = 1_000_000_000
@@ -145,3 +146,26 @@ def test_buckets_go_with_their_keys_and_live_ones_stay_as_they_are(clock: Nanose
     assert len(rates) == 3
     assert taken(rates, key("2"), 1) == 0
     assert taken(rates, key("50"), 1) == 1
+
+
+def test_those_who_share_give_a_key_its_rate_once_and_keep_it_when_one_of_them_ends(clock: Nanoseconds) -> None:
+    shared = shared_buckets()
+    try:
+        one, other = Rates(100, shared=shared, now_ns=clock), Rates(100, shared=shared, now_ns=clock)
+        assert taken(one, key(), 30) + taken(other, key(), 200) == 100
+        del one
+        successor = Rates(100, shared=shared, now_ns=clock)
+        assert taken(successor, key(), 200) == 0
+        clock.pass_s(6)
+        assert taken(other, key(), 5) + taken(successor, key(), 200) == 10
+        # The control: by itself each would have given it all.
+        assert taken(Rates(100, now_ns=clock), key(), 200) == 100
+    finally:
+        os.close(shared)
+
+
+def test_more_keys_than_neighbours_of_a_place_do_not_take_each_others_rate(clock: Nanoseconds) -> None:
+    rates = Rates(10, now_ns=clock)
+    names = [str(number) for number in range(5_000)]
+    assert {taken(rates, key(name), 11) for name in names} == {10}
+    assert {taken(rates, key(name), 1) for name in names} == {0}
