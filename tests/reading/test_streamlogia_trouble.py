@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +24,7 @@ from gateway.http.streamlogia_reads import routes
 from gateway.reading.logs import LogReader
 from gateway.reading.streamlogia import Place, StreamlogiaReader, identity, identity_of, rfc3339, rfc3339_ns, shown_id
 from gateway.tenants.postgres import StoreUnavailable
-from gateway.tenants.rates import Buckets
+from gateway.tenants.rates import Buckets, shared_buckets
 from gateway.tenants.records import PatRecord, Project
 
 NOW = datetime(2025, 1, 15, tzinfo=UTC)
@@ -70,12 +71,12 @@ class Clock:
 class Reads:
     """The API above what answers statements."""
 
-    def __init__(self, ask: Ask, *, away: bool = False) -> None:
+    def __init__(self, ask: Ask, *, away: bool = False, shared: int | None = None) -> None:
         self.clock = Clock()
         found: list[ApiRoute] = routes(
             StreamlogiaReader(LogReader(ask, "default").ask, "default"),
             OneProject(away=away),
-            Buckets(now_ns=self.clock),
+            Buckets(shared, now_ns=self.clock),
             now_ns=lambda: 1_736_942_400 * SECOND_NS,
             monotonic_ns=self.clock,
         )
@@ -172,6 +173,17 @@ async def test_a_token_may_ask_240_times_at_once_and_twice_a_second_from_then_on
     reads.clock.ns += SECOND_NS
     statuses = [(await reads.get("/v1/query/logs")).status for _ in range(3)]
     assert statuses == [200, 200, 429]
+
+
+async def test_workers_share_what_a_token_may_ask() -> None:
+    shared = shared_buckets()
+    try:
+        workers = Reads(no_rows, shared=shared), Reads(no_rows, shared=shared)
+        for asked in range(240):
+            assert (await workers[asked % 2].get("/v1/query/logs")).status == 200
+        assert [(await worker.get("/v1/query/logs")).status for worker in workers] == [429, 429]
+    finally:
+        os.close(shared)
 
 
 async def test_an_export_counts_as_twenty() -> None:
