@@ -141,6 +141,7 @@ class Webhooks:
             became = await self._try(url, body)
         except asyncio.CancelledError:
             self._metrics.alert_webhooks.add(1, "dropped")
+            logger.warning("a webhook was not delivered: the gateway stops")
             raise
         self._metrics.alert_webhooks.add(1, "delivered" if became == DELIVERED else "failed")
         if became != DELIVERED:

@@ -97,10 +97,13 @@ CHECKLIST: dict[int, tuple[str, tuple[str, ...]]] = {
         "heartbeats count by arrival, errors by their rate; their absence calls somebody",
         (
             "loguro/levels",
+            "loguro/heartbeat",
             "loguro/status-*",
+            "loguro/alert-*",
             "tests/reading/test_status.py::test_the_bands_of_the_error_rate",
             "tests/reading/test_status.py::test_a_late_heartbeat_degrades_and_after_twice_the_timeout_it_is_down",
             "tests/alerts/test_end_to_end.py::test_heartbeats_that_stay_away_call_the_webhook",
+            "tests/alerts/test_evaluator.py::test_an_absence_fires_after_the_timeout_and_again_after_the_cooldown",
         ),
     ),
     12: (
