@@ -190,7 +190,7 @@ class Metrics(Table):
         self.rows_accepted = Counter("rows_accepted", "Rows taken into the buffers.", ("table",))
         self.rows_stored = Counter("rows_stored", "Rows ClickHouse confirmed.", ("table",))
         self.rows_buffered = Gauge("rows_buffered", "Rows accepted and not yet stored.", ("table",))
-        self.rows_recovered = Counter("rows_recovered", "Rows found in the spool at the start.", ("table",))
+        self.rows_recovered = Counter("rows_recovered", "Rows found in the spool at the start, or lost by ClickHouse.", ("table",))
         self.rows_refused = Counter(
             "rows_refused", "Rows whose sender was refused after all: the spool could not be written.", ("table",)
         )

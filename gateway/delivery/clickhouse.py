@@ -340,6 +340,11 @@ class ClickHouse:
         """Ask for nothing; raises when the server does not answer as it should."""
         await self._query("SELECT 1 AS one", {})
 
+    async def uptime_s(self) -> float:
+        """How long the server has been running, in whole seconds."""
+        rows = await self._query("SELECT uptime() AS uptime", {})
+        return float(rows[0]["uptime"])
+
     async def version(self) -> tuple[int, ...]:
         """The server's version, (26, 9, 1, ...)."""
         rows = await self._query("SELECT version() AS version", {})

@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 from gateway._native import Columns
+from gateway.delivery.audit import Audit
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.disk import Disk
@@ -106,10 +107,18 @@ class Delivery:
                 clock=clock,
                 wall=wall,
                 random=random,
-                on_stored=self._wake.set,
+                on_stored=self._stored,
             )
             for ring in self._rings
         ]
+        self._audit = Audit(
+            clickhouse,
+            read=self._spool.read,
+            again=self._lost_there,
+            token=frames.token,
+            keep_s=settings.audit_ms / 1000,
+            clock=clock,
+        )
         for ring in self._rings:
             ring.take = self._spooled
         for table in tables:
@@ -143,6 +152,7 @@ class Delivery:
         self._tasks = [
             asyncio.create_task(self._recover(), name="spool-recover"),
             asyncio.create_task(self._sweep(), name="spool-sweep"),
+            asyncio.create_task(self._audit.run(), name="audit"),
         ]
 
     def rows(self, project_id: str, expected_bytes: int, durability: Durability | None = None) -> RowsHandle:
@@ -268,6 +278,19 @@ class Delivery:
                 retry_after_s=1,
             )
         )
+
+    def _stored(self, table: Table, blocks: Sequence[Block]) -> None:
+        self._audit.stored(table, blocks)
+        self._wake.set()
+
+    def _lost_there(self, block: Block) -> None:
+        """ClickHouse lost a block that it had acknowledged: it is as if it had been found at the start."""
+        ring = self._ring(block.project_id)
+        ring.find(block.table, block.rows)
+        ring.hold(block)
+        self._metrics.rows_recovered.add(block.rows, block.table)
+        self._progress.add(block.frame)
+        self._spool.revive(block, self._kept, self._not_kept)
 
     def _damaged(self, block: Block) -> None:
         log.error("%s: %d rows are lost: their block in the spool is damaged", block.table, block.rows)

@@ -71,7 +71,7 @@ class Flusher:
         clock: Callable[[], float],
         wall: Callable[[], float],
         random: Callable[[], float],
-        on_stored: Callable[[], None],
+        on_stored: Callable[[Table, Sequence[Block]], None],
     ) -> None:
         self._ring = ring
         self._spool = spool
@@ -390,7 +390,7 @@ class Flusher:
         for block in batch.blocks:
             block.promise.reach(Durability.STORED)
             self._progress.settle(block.frame)
-        self._on_stored()
+        self._on_stored(batch.table, batch.blocks)
 
     def _pause(self, batch: Batch, *, parked: bool) -> float:
         """Seconds until the next attempt: exponential, capped, with jitter."""

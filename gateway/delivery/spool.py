@@ -85,6 +85,8 @@ class Segment:
     unread: dict[str, int] = field(default_factory=dict)
     names: set[int] = field(default_factory=set)
     finished: float | None = None
+    stuck: bool = False
+    """It could not be compacted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +246,7 @@ class Spool:
 
     def revive(self, block: Block, kept: Callable[[Block], None], failed: Callable[[Block, OSError], None]) -> None:
         """Write a block again that was done and has to be inserted once more after all."""
-        origin = block.on_disk.segment
+        origin, block.place = block.on_disk.segment, None
 
         def entered(place: Place) -> None:
             self._enter(block, place)
@@ -391,13 +393,15 @@ class Spool:
             await self._copy(segment, frames, moved)
         except OSError as error:
             log.warning("spool: %s could not be copied: %s", segment.name.file, error.strerror)
-            for table, offset in unread.items():
-                segment.unread[table] = offset
+            segment.unread, segment.stuck = unread, True
             return
-        for token, sealed in list(self._sealed.items()):
+        for token, home in list(self._homes.items()):
+            sealed = self._sealed.get(token)
+            if sealed is None:
+                continue  # done meanwhile
             members = tuple((moved.get(frame, in_), frame) for in_, frame in sealed.members)
-            if members != sealed.members or self._homes[token] == segment.name.id:
-                await self._seal(Sealed(sealed.table, token, members))
+            if members != sealed.members or home == segment.name.id:
+                await self._seal(Sealed(sealed.table, token, members), again=True)
 
     # -------------------------------------------------------------------------------------------
 
@@ -407,7 +411,9 @@ class Spool:
             return None
         for segment in self._segments.values():
             home = segment.live == 0 and segment.name.id in self._homes.values()
-            if segment.closed and (home or segment.live) and segment.live_bytes < SPARSE_PART * segment.bytes:
+            if segment.stuck or not segment.closed or not (home or segment.live):
+                continue
+            if segment.live_bytes < SPARSE_PART * segment.bytes:
                 return segment
         return None
 
@@ -464,13 +470,14 @@ class Spool:
                     live.append((found, payload))
         return live
 
-    async def _seal(self, sealed: Sealed) -> None:
+    async def _seal(self, sealed: Sealed, *, again: bool = False) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def kept(place: Place) -> None:
             self._segments[place.segment].names.update(segment for segment, _ in sealed.members)
-            self._sealed[sealed.token] = sealed
-            self._homes[sealed.token] = place.segment
+            if not again or sealed.token in self._sealed:
+                self._sealed[sealed.token] = sealed
+                self._homes[sealed.token] = place.segment
             if not done.cancelled():
                 done.set_result(None)
 

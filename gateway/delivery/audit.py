@@ -1,0 +1,120 @@
+"""What ClickHouse acknowledged and then lost: found and inserted again.
+
+ClickHouse does not sync its parts by default. When it dies with its machine it may lose what it has
+just said OK to. So what was stored is remembered for ``audit_ms``, as long as the spool keeps it, and
+when the server turns out to have started anew, all that it acknowledged shortly before is counted by
+frames once more. Blocks that are gone go back to the spool and from there the usual way; of blocks that
+are there in part, the rest is inserted at once.
+
+A server that cannot be asked is asked again; nothing here is in anybody's way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from gateway.delivery.block import Block
+from gateway.delivery.clickhouse import ClickHouse, DeliveryError
+from gateway.delivery.segments import Member
+from gateway.schema import Table
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 5.0
+START_UNCERTAIN_S = 3.0
+"""An uptime is in whole seconds, and takes a moment to be asked for."""
+FRAMES_PER_COUNT = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A batch that ClickHouse acknowledged ``at`` some clock: its frames and how many rows each has."""
+
+    at: float
+    table: Table
+    rows: dict[Member, int]
+
+
+class Audit:
+    """``read`` gives blocks as the spool has them; ``again`` is given those that ClickHouse lost whole."""
+
+    def __init__(
+        self,
+        clickhouse: ClickHouse,
+        *,
+        read: Callable[[Iterable[Member]], Awaitable[list[Block]]],
+        again: Callable[[Block], None],
+        token: Callable[[], str],
+        keep_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._clickhouse = clickhouse
+        self._read = read
+        self._again = again
+        self._token = token
+        self._keep_s = keep_s
+        self._clock = clock
+        self._stored: deque[Stored] = deque()
+        self._started: float | None = None
+
+    def stored(self, table: Table, blocks: Sequence[Block]) -> None:
+        """ClickHouse has acknowledged these blocks now."""
+        rows = {(block.place.segment, block.frame): block.rows for block in blocks if block.place is not None}
+        if rows and self._keep_s:
+            self._stored.append(Stored(self._clock(), table, rows))
+        self._forget()
+
+    async def run(self) -> None:
+        """Look after the server until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                await self.look()
+            except DeliveryError as error:
+                log.debug("ClickHouse cannot be asked for its uptime: %s", error)
+
+    async def look(self) -> None:
+        """Ask whether the server started anew, and if so, count. Raises DeliveryError when it cannot be asked."""
+        before = self._clock()
+        started = before - await self._clickhouse.uptime_s()
+        self._forget()
+        if self._started is not None and started <= self._started + START_UNCERTAIN_S:
+            return
+        suspects = [batch for batch in self._stored if batch.at < started + START_UNCERTAIN_S]
+        if self._started is not None and suspects:
+            log.warning("ClickHouse has started anew: counting %d batches it had acknowledged", len(suspects))
+        for batch in suspects if self._started is not None else ():
+            await self._check(batch)
+        self._started = started
+
+    def _forget(self) -> None:
+        while self._stored and self._stored[0].at < self._clock() - self._keep_s:
+            self._stored.popleft()
+
+    async def _check(self, batch: Stored) -> None:
+        there: dict[int, int] = {}
+        frames = [frame for _, frame in batch.rows]
+        for start in range(0, len(frames), FRAMES_PER_COUNT):
+            there |= await self._clickhouse.rows_by_frame(batch.table, frames[start : start + FRAMES_PER_COUNT])
+        lost = {member: rows for member, rows in batch.rows.items() if there.get(member[1], 0) < rows}
+        if not lost:
+            return
+        blocks = await self._read(lost)
+        log.error(
+            "%s: ClickHouse lost rows of %d blocks it had acknowledged; those of %d are inserted again",
+            batch.table.name,
+            len(lost),
+            len(blocks),
+        )
+        for block in blocks:
+            if block.frame in there:
+                await self._clickhouse.insert_absent(batch.table, block.data, frame=block.frame, token=self._token())
+        # What raised until here is counted afresh at the next look; what follows happens once.
+        self._stored.remove(batch)
+        for block in blocks:
+            if block.frame not in there:
+                self._again(block)

@@ -1,0 +1,114 @@
+"""What ClickHouse acknowledged and then lost with a crash is found and inserted again, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from gateway.delivery.clickhouse import ClickHouse
+from tests.delivery.conftest import OpenRig
+from tests.delivery.rig import Engine, Rig, answers, until, until_it
+from tests.delivery.things import DAY_NS, NOON_NS
+
+FIRST_DAY = NOON_NS // DAY_NS
+KEPT = {"audit_ms": 600_000.0}
+
+
+async def crash(rig: Rig, engine: Engine) -> None:
+    """Kill the server and wait for the next one."""
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: engine.pid not in (None, pid), "another server is there")
+    await until_it(lambda: answers(rig.direct), "it answers")
+
+
+async def test_rows_lost_with_a_crash_are_inserted_again(
+    open_rig: OpenRig, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.delivery.audit.LOOK_S", 0.05)
+    async with open_rig(**KEPT) as rig:
+        rig.send(range(1_000), days=4)
+        rig.send(range(1_000, 1_500), project="q")
+        await rig.flush()
+        await until_it(lambda: is_older(rig.direct, 4.0), "the server is old enough for a new one to be told apart")
+        # What was lost is lost before the server dies: whole frames of one table, and one day of another frame.
+        await rig.run(f"TRUNCATE TABLE `{rig.direct.database}`.things")
+        await crash(rig, engine)
+        await until_it(lambda: holds(rig, 1_500), "the rows are back")
+        assert await rig.stored() == list(range(1_500))
+        rig.check_counters()
+        assert sum(rig.metrics.rows_recovered.values.values()) == 1_500
+
+
+async def test_of_a_frame_that_was_lost_in_part_only_the_rest_is_inserted_again(
+    open_rig: OpenRig, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.delivery.audit.LOOK_S", 0.05)
+    async with open_rig(**KEPT) as rig:
+        rig.send(range(1_000), days=4)
+        await rig.flush()
+        await until_it(lambda: is_older(rig.direct, 4.0), "the server is old enough for a new one to be told apart")
+        day = (await rig.direct.query("SELECT toString(toDate({day:UInt32})) AS day", {"day": FIRST_DAY}))[0]["day"]
+        await rig.run(f"ALTER TABLE `{rig.direct.database}`.things DROP PARTITION '{day}'")
+        assert len(await rig.stored()) == 750
+        await crash(rig, engine)
+        await until_it(lambda: holds(rig, 1_000), "the rows are back")
+        assert await rig.stored() == list(range(1_000))
+        rig.check_counters()
+
+
+async def test_without_the_audit_they_are_lost(
+    open_rig: OpenRig, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The positive control: nothing is remembered."""
+    monkeypatch.setattr("gateway.delivery.audit.LOOK_S", 0.05)
+    async with open_rig(audit_ms=0.0) as rig:
+        rig.send(range(1_000))
+        await rig.flush()
+        await until_it(lambda: is_older(rig.direct, 4.0), "the server is old enough for a new one to be told apart")
+        await rig.run(f"TRUNCATE TABLE `{rig.direct.database}`.things")
+        await crash(rig, engine)
+        rig.send(range(1_000, 1_010))
+        await rig.flush()
+        assert await rig.stored() == list(range(1_000, 1_010))
+
+
+async def test_a_server_that_goes_on_is_not_counted(open_rig: OpenRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.delivery.audit.LOOK_S", 0.01)
+    async with open_rig(**KEPT) as rig:
+        asked: list[int] = []
+
+        async def counted(*_: object) -> dict[int, int]:
+            asked.append(1)
+            return {}
+
+        rig.send(range(1_000))
+        await rig.flush()
+        monkeypatch.setattr(ClickHouse, "rows_by_frame", counted)
+        looks = looked(rig, monkeypatch)
+        await until(lambda: len(looks) > 5, "it was looked after")
+        assert asked == []
+
+
+def looked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Uptimes that were asked for."""
+    seen: list[float] = []
+    ask = ClickHouse.uptime_s
+
+    async def uptime_s(clickhouse: ClickHouse) -> float:
+        seen.append(await ask(clickhouse))
+        return seen[-1]
+
+    monkeypatch.setattr(ClickHouse, "uptime_s", uptime_s)
+    return seen
+
+
+async def is_older(clickhouse: ClickHouse, seconds: float) -> bool:
+    return await clickhouse.uptime_s() > seconds
+
+
+async def holds(rig: Rig, rows: int) -> bool:
+    return len(await rig.stored()) >= rows
