@@ -40,8 +40,6 @@ OVERLAP = timedelta(minutes=2)
 """How late a row may be stored at another gateway, or be seen after its sender saw it, to be found all the same."""
 UNSTORED_MAX = timedelta(minutes=5)
 """Rows that wait longer than this leave absence unknown."""
-AHEAD = timedelta(minutes=1)
-"""How far from now a heartbeat may claim to have arrived."""
 _LEASE_S_MIN = 30.0
 _STOP_S = 0.5
 
@@ -207,13 +205,12 @@ class Evaluator:
         unstored = timedelta(seconds=self._unstored_s())
         if unstored > UNSTORED_MAX:
             raise RowsWait
-        found: Found = await self._look(alert, now - unstored - allowed, now + AHEAD)
+        found: Found = await self._look(alert, now - unstored - allowed, now)
         watch = self._watches.get(alert.id)
         if watch is None or now - watch.last > allowed / 2:
             watch = self._watches[alert.id] = _Watch(now, now, now)
         watch.last = now
-        since = max(watch.began, alert.created_at)
-        return None if found.count or now - since < allowed else found
+        return None if found.count or now - watch.began < allowed else found
 
     def _failed(self, what: str, error: Exception) -> None:
         self._metrics.alert_evaluations.add(1, "failed")

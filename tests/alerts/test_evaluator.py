@@ -143,6 +143,7 @@ async def test_what_matches_during_the_cooldown_is_never_told_and_what_comes_aft
     matching.arrive()
     await matching.run(evaluator, 300, beats_s=20)
     assert matching.told_after_s() == [5]
+    assert len(matching.looks) == 1, "nobody looks for what will not be told"
     await matching.run(evaluator, 600)
     assert matching.told_after_s() == [5]
     matching.arrive()
@@ -172,6 +173,19 @@ async def test_a_row_that_another_gateway_stores_late_is_found(matching: World) 
     await matching.run(evaluator, 600)
     matching.arrive(stored_after_s=OVERLAP.total_seconds() - INTERVAL_S)
     await matching.run(evaluator, 300)
+    assert len(matching.told) == 1
+
+
+async def test_after_an_outage_what_another_gateway_stores_bit_by_bit_is_found(matching: World) -> None:
+    evaluator = matching.evaluator()
+    await matching.run(evaluator, 600)
+    matching.clickhouse = False
+    matching.arrive(stored_after_s=400)
+    await matching.run(evaluator, 300)
+    matching.clickhouse = True
+    await matching.run(evaluator, 95)
+    assert matching.told == []
+    await matching.run(evaluator, 30)
     assert len(matching.told) == 1
 
 
