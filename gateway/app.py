@@ -26,6 +26,7 @@ from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.settings import Settings
+from gateway.delivery.spool import adopt
 from gateway.dialects import NEVER_RETRYING, registry
 from gateway.engines import clickhouse_client
 from gateway.http import reads, status, streamlogia_reads
@@ -166,6 +167,8 @@ class App:
     async def _start_delivery(self, clickhouse: ClickHouse) -> Delivery:
         settings = self.config.delivery
         frames = FrameNumbers(self.directory.spool, slot=self._slots[0])
+        for slot in self._slots[1:]:
+            adopt(frames, slot)
         self._parts.callback(frames.close)
         delivery = Delivery(
             schema.TABLES,

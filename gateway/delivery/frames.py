@@ -48,9 +48,9 @@ class FrameNumbers:
         self.slot = slot
         self._mint = mint
         self._directory = directory
-        self._place = directory / f"slot-{slot:02d}"
+        self._place = slot_place(directory, slot)
         self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _lock(self._place / "lock")
+        self._lock = lock_slot(self._place)
         try:
             self._identity, self.epoch = self._grown()
         except BaseException:
@@ -126,7 +126,7 @@ class FrameNumbers:
 def is_open(directory: Path, slot: int) -> bool:
     """Whether some process has this slot open at this moment."""
     try:
-        os.close(_lock(directory / f"slot-{slot:02d}" / "lock"))
+        os.close(lock_slot(slot_place(directory, slot)))
     except SlotTaken:
         return True
     except FileNotFoundError:
@@ -134,13 +134,19 @@ def is_open(directory: Path, slot: int) -> bool:
     return False
 
 
-def _lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def slot_place(directory: Path, slot: int) -> Path:
+    """A slot's directory."""
+    return directory / f"slot-{slot:02d}"
+
+
+def lock_slot(place: Path) -> int:
+    """Take a slot for this process until the descriptor is closed. Raises SlotTaken."""
+    descriptor = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise SlotTaken(f"{path.parent} is in use by another process; give each its own data directory") from None
+        raise SlotTaken(f"{place} is in use by another process; give each its own data directory") from None
     return descriptor
 
 

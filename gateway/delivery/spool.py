@@ -38,7 +38,8 @@ from pathlib import Path
 
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.disk import Disk
-from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.frames import FrameNumbers, SlotTaken, lock_slot, slot_place
+from gateway.delivery.seals import Sealed, disjoint
 from gateway.delivery.segments import (
     HEADER_BYTES,
     Damage,
@@ -87,15 +88,6 @@ class Segment:
     finished: float | None = None
     stuck: bool = False
     """It could not be compacted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sealed:
-    """A batch that was sealed and is not done: its table, token and frames."""
-
-    table: str
-    token: str
-    members: tuple[Member, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +260,10 @@ class Spool:
     async def seal(self, table: str, token: str, blocks: Sequence[Block]) -> None:
         """Return when the batch is sealed on disk. Raises OSError when it could not be."""
         await self._seal(Sealed(table, token, tuple(_member(block) for block in blocks)))
+
+    def unseal(self, token: str) -> None:
+        """Nothing is under way under this token any more; of its frames, some may be in other batches now."""
+        self._forget_seal(token)
 
     def done(self, table: str, token: str, blocks: Sequence[Block]) -> None:
         """ClickHouse has these blocks; they are not held any more."""
@@ -697,7 +693,7 @@ class Spool:
             self.live_bytes += project_bytes
         if walk.oldest_ms is not None:
             self._oldest = self._clock() - max(0.0, self._wall() - walk.oldest_ms / 1000)
-        open_seals = [sealed for sealed in walk.seals.values() if self._is_open(sealed)]
+        open_seals = [sealed for sealed in disjoint(walk.seals.values()) if self._is_open(sealed)]
         for sealed in open_seals:
             self._sealed[sealed.token] = sealed
             self._homes[sealed.token] = walk.homes[sealed.token]
@@ -762,6 +758,34 @@ class _Walk:
             self.rows[key] = self.rows.get(key, 0) + frame.rows
             self.project_bytes[frame.project_id] = self.project_bytes.get(frame.project_id, 0) + frame.place.bytes
             self.oldest_ms = frame.at_ms if self.oldest_ms is None else min(self.oldest_ms, frame.at_ms)
+
+
+def adopt(numbers: FrameNumbers, slot: int, disk: Disk | None = None) -> int:
+    """Move what another slot's spool holds into this slot's, before that is opened. Returns how many segments.
+
+    A slot that a process has open keeps its own. Nothing is copied, and a crash leaves each segment in one
+    of the two places, in an order that holds: what speaks of a segment has a higher ordinal than it.
+    """
+    place = slot_place(numbers.place.parent, slot)
+    if not place.is_dir():
+        return 0
+    try:
+        lock = lock_slot(place)
+    except SlotTaken:
+        return 0
+    try:
+        orphans = _found(place)
+        ours = _found(numbers.place)
+        ordinal = ours[-1][0].ordinal + 1 if ours else 1
+        for shift, (name, path) in enumerate(orphans):
+            path.rename(numbers.place / SegmentName(ordinal + shift, name.id).file)
+        for directory in (numbers.place, place):
+            (disk or Disk()).sync_directory(directory)
+    finally:
+        os.close(lock)
+    if orphans:
+        log.info("spool: slot %d takes over %d segments of slot %d", numbers.slot, len(orphans), slot)
+    return len(orphans)
 
 
 def _found(directory: Path) -> list[tuple[SegmentName, Path]]:

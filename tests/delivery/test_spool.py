@@ -14,8 +14,9 @@ import pytest
 
 from gateway.delivery.block import Durability
 from gateway.delivery.disk import Disk
-from gateway.delivery.segments import Frame, Kind, SegmentReader, segment_name
-from gateway.delivery.spool import Spool
+from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.segments import Frame, Kind, SegmentName, SegmentReader, segment_name
+from gateway.delivery.spool import Spool, adopt
 from gateway.errors import Overloaded
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import Engine, Rig, answered, rig, until, until_it
@@ -252,6 +253,33 @@ async def test_rows_of_a_table_that_comes_later_wait_for_it(engine: Engine, tmp_
             after.delivery.add_table(both[1])
             await after.flush()
             assert await after.stored("others") == list(range(100))
+
+
+async def test_a_slot_nobody_works_on_is_adopted(engine: Engine, tmp_path: Path) -> None:
+    async with rig(engine, tmp_path / "a", plan=[Fault("swallow")] * 100) as before:
+        await kept(before, range(1_000))
+        await until_it(lambda: has_stored(before, 1_000), "the insert is committed")
+        killed(tmp_path / "a", tmp_path / "b")
+        orphan = tmp_path / "b" / "slot-00"
+        orphan.rename(tmp_path / "b" / "slot-03")
+        numbers = FrameNumbers(tmp_path / "b")
+        assert adopt(numbers, 3) == 1
+        assert adopt(numbers, 7) == 0, "there is no such slot"
+        numbers.close()
+        async with rig(engine, tmp_path / "b", database=before.direct.database) as after:
+            await after.flush()
+            assert await after.stored() == list(range(1_000))
+            assert after.metrics.rows_recovered.values == {("things",): 1_000}
+            after.check_counters()
+
+
+def test_a_slot_somebody_works_on_is_not(tmp_path: Path) -> None:
+    other, numbers = FrameNumbers(tmp_path, slot=1), FrameNumbers(tmp_path)
+    (other.place / SegmentName(1, other.next()).file).write_bytes(b"")
+    assert adopt(numbers, 1) == 0
+    other.close()
+    assert adopt(numbers, 1) == 1
+    numbers.close()
 
 
 def noise(seed: int) -> str:
