@@ -21,8 +21,8 @@ from gateway.workers.lives import Life, WorkerFailed
 logger = logging.getLogger(__name__)
 
 DELAY_FIRST_S = 0.1
-DELAY_MAX_S = 5.0
-STEADY_S = 5.0
+DELAY_MAX_S = 1.0
+STEADY_S = 1.0
 """Who lived so long is replaced at once; a shorter life doubles the delay."""
 ANSWER_S_MAX = 1.0
 
