@@ -9,13 +9,16 @@ data. So that file is left for ever, everything in the group fails, and the next
 one, after a pause that grows while it goes on failing.
 
 Only entries that keep the service going (SEAL, DONE, SKIP) may use the reserve, a file that is there
-to be removed when the disk is full: without them nothing could be drained, and no room come back.
+to be removed when the disk is full: without them nothing could be drained, and no room come back. So
+blocks (DATA) fail for as long as it is gone, or they would take what was freed for the others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import queue
 import threading
 import time
@@ -133,6 +136,8 @@ class Writer:
         self._active: _Active | None = None
         self._pause_s = 0.0
         self._next_try = 0.0
+        self._reserved: bool | None = None
+        """Whether the reserve is there, False when it could not be made, None when nobody has tried."""
         self.failures = 0
         """Groups that failed since the last one that did not."""
 
@@ -192,22 +197,23 @@ class Writer:
                 return entries, removed, False
 
     def _write(self, entries: Sequence[Entry]) -> None:
-        wait_s = self._next_try - time.monotonic()
-        if wait_s > 0:
-            time.sleep(wait_s)
-        rest = list(entries)
+        """Write entries, or fail them."""
+        rest, failures = list(entries), self.failures
         while rest:
+            if not self._keep_reserve():
+                rest = self._without_data(rest, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+                if not rest:
+                    break
+            time.sleep(max(0.0, self._next_try - time.monotonic()))
             try:
                 rest = self._write_some(rest)
             except OSError as error:
-                # Data may have no room where what keeps the service going still has.
-                failed = [entry for entry in rest if self._active is not None or entry.kind == Kind.DATA]
-                failed = failed or rest
-                rest = [entry for entry in rest if entry not in failed]
-                self._abandon(failed, error)
-                return self._write(rest) if rest else None
-        self.failures, self._pause_s = 0, 0.0
-        return None
+                rest = self._abandon(rest, error)
+            except Exception as error:  # Without this thread everyone would wait for ever.
+                log.exception("spool: the writer stumbled and goes on")
+                rest = self._abandon(rest, OSError(errno.EIO, f"a fault in the gateway, {type(error).__name__}"))
+        if self.failures == failures:
+            self.failures, self._pause_s = 0, 0.0
 
     def _write_some(self, entries: list[Entry]) -> list[Entry]:
         """Write what fits into one segment; returns the rest."""
@@ -303,19 +309,33 @@ class Writer:
             active.offset = active.size
         self._call(self._tell, Left(active.name.id, active.offset))
 
-    def _abandon(self, entries: list[Entry], error: OSError) -> None:
-        """Fail entries and never touch the file they were meant for again."""
+    def _abandon(self, entries: list[Entry], error: OSError) -> list[Entry]:
+        """Fail entries and never touch the file they were meant for again; returns those to be tried once more."""
         active, self._active = self._active, None
-        if active is not None:
+        self._pause_s = min(PAUSE_MAX_S, max(PAUSE_FIRST_S, 2 * self._pause_s))
+        self._next_try = time.monotonic() + self._pause_s
+        if active is None:
+            # Data may have no room where what keeps the service going still has.
+            rest = self._without_data(entries, error)
+            if len(rest) < len(entries):
+                return rest
+        else:
             try:
                 self._disk.close(active.descriptor)
             except OSError:
                 log.warning("spool: %s could not be closed", active.name.file)
             self._call(self._tell, Left(active.name.id, active.size))
         self.failures += 1
-        self._pause_s = min(PAUSE_MAX_S, max(PAUSE_FIRST_S, 2 * self._pause_s))
-        self._next_try = time.monotonic() + self._pause_s
         self._call(_failed, entries, error, active.name.id if active is not None else None)
+        return []
+
+    def _without_data(self, entries: list[Entry], error: OSError) -> list[Entry]:
+        """Fail the blocks among entries, for which no segment could be had; returns the others."""
+        data = [entry for entry in entries if entry.kind == Kind.DATA]
+        if data:
+            self.failures += 1
+            self._call(_failed, data, error, None)
+        return [entry for entry in entries if entry.kind != Kind.DATA]
 
     def _remove(self, path: Path) -> None:
         try:
@@ -325,19 +345,28 @@ class Writer:
             log.warning("spool: %s could not be removed: %s", path.name, error.strerror)
         self._keep_reserve()
 
-    def _keep_reserve(self) -> None:
+    def _keep_reserve(self) -> bool:
         """See that the reserve is there; without room it is made when some comes back."""
+        if self._reserved:
+            return True
         path = self._directory / RESERVE
         try:
             if not path.exists():
                 self._disk.close(self._disk.create(path, self._reserve_bytes))
         except OSError as error:
-            log.warning("spool: no room for a reserve: %s", error.strerror)
+            if self._reserved is None:
+                log.warning("spool: no room for a reserve, so none for blocks: %s", error.strerror)
+            self._reserved = False
+        else:
+            self._reserved = True
+        return self._reserved
 
     def _release_reserve(self) -> bool:
         path = self._directory / RESERVE
         there = path.exists()
         self._disk.remove(path)
+        if self._reserved:
+            self._reserved = None
         return there
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
@@ -354,9 +383,17 @@ def _all(functions: Sequence[Callable[[], None]]) -> None:
 
 def _kept(entries: Sequence[Entry], places: Sequence[Place]) -> None:
     for entry, place in zip(entries, places, strict=True):
-        entry.kept(place)
+        _tell(entry.kept, place)
 
 
 def _failed(entries: Sequence[Entry], error: OSError, segment: int | None) -> None:
     for entry in entries:
-        entry.failed(error, segment)
+        _tell(entry.failed, error, segment)
+
+
+def _tell(told: Callable[..., object], *arguments: object) -> None:
+    """One entry's stumbling must not keep the others of its group waiting."""
+    try:
+        told(*arguments)
+    except Exception:
+        log.exception("spool: what became of an entry could not be told")
