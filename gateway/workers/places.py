@@ -40,9 +40,11 @@ class Place:
         on_death: Callable[[int], None],
         *,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.number = number
-        self._begin, self._on_death, self._clock = begin, on_death, clock
+        self._begin, self._on_death = begin, on_death
+        self._clock, self._sleep = clock, sleep
         self._life: Life | None = None
         self._leaving: Life | None = None
         self._past: list[Family] = []
@@ -110,11 +112,16 @@ class Place:
 
     async def families(self) -> tuple[list[Family], bool]:
         """All that was counted in this place by processes that ended in order or answer, and whether all answered."""
-        lives = [life for life in (self._life, self._leaving) if life]
+        past, lives = self._past, [life for life in (self._life, self._leaving) if life]
         asked = (life.ask("metrics", list[Family], ANSWER_S_MAX) for life in lives)
         answers: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
-        good = [answer for answer in answers if not isinstance(answer, BaseException)]
-        return together((self._past, *good)), bool(lives) and len(good) == len(lives)
+        told = []
+        for life, answer in zip(lives, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                told.append(answer)
+            elif life.last is not None:  # it has ended meanwhile
+                told.append(life.last.counted)
+        return together((past, *told)), bool(lives) and len(told) == len(lives)
 
     async def _fill(self, slot: int | None) -> None:
         life = await self._begin(self.number, slot)
@@ -134,7 +141,7 @@ class Place:
         self._on_death(self.number)
         logger.error("worker %d %s; another one follows in %.1f s", self.number, _end(status), self._delay_s)
         while self._life is None:
-            await asyncio.sleep(self._delay_s)
+            await self._sleep(self._delay_s)
             self._delay_s = min(max(2 * self._delay_s, DELAY_FIRST_S), DELAY_MAX_S)
             async with self._turn:
                 if self._life is None:

@@ -1,0 +1,157 @@
+"""One place: whoever dies in it is followed, at once or ever more slowly; here with lives that end when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from gateway.metrics import Counter, Family, Gauge, Table, exposed, together
+from gateway.workers.channel import Ended
+from gateway.workers.lives import Life, WorkerFailed
+from gateway.workers.places import DELAY_MAX_S, Place
+
+
+class ScriptedLife:
+    """A life without a process; it ends when it is told to."""
+
+    def __init__(self, slot: int) -> None:
+        self.slot, self.pid = slot, 1
+        self.last: Ended | None = None
+        self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def ended(self) -> int:
+        return await asyncio.shield(self._status)
+
+    def end(self, status: int, last: Ended | None = None) -> None:
+        self.last = last
+        self._status.set_result(status)
+
+    async def ask(self, *_: object) -> object:
+        raise ConnectionError("the test says so")
+
+    async def stop(self, **_: object) -> None:
+        if not self._status.done():
+            self.end(0, Ended(0, 0, counted(5)))
+
+
+class Rig:
+    """A place whose lives begin here. ``failures``: how many begins fail; ``slept``: what it waited before each."""
+
+    def __init__(self) -> None:
+        self.now_s, self.failures, self.deaths = 0.0, 0, 0
+        self.lives: list[ScriptedLife] = []
+        self.slept: list[float] = []
+        self.place = Place(0, self._begin, self._died, clock=lambda: self.now_s, sleep=self._sleep)
+
+    async def _begin(self, number: int, slot: int | None) -> Life:
+        await asyncio.sleep(0)
+        if self.failures:
+            self.failures -= 1
+            raise WorkerFailed("the test says so")
+        self.lives.append(ScriptedLife(len(self.lives) if slot is None else slot))
+        return cast(Life, self.lives[-1])
+
+    def _died(self, number: int) -> None:
+        self.deaths += 1
+
+    async def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_s += seconds
+        await asyncio.sleep(0)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110 - turns of the loop, not time
+                await asyncio.sleep(0)
+
+
+def counted(value: float) -> list[Family]:
+    return [Family("weir_things", "Things.", "counter", True, [("weir_things_total", {"kind": "a"}, value)])]
+
+
+async def test_one_that_lived_long_is_followed_at_once_on_its_slot() -> None:
+    rig = Rig()
+    await rig.place.start()
+    for follower in range(2, 6):
+        rig.now_s += 60
+        rig.lives[-1].end(-9)
+        await rig.until(lambda follower=follower: len(rig.lives) == follower)  # type: ignore[misc]
+    assert (rig.slept, rig.deaths) == ([0.0] * 4, 4)
+    assert {life.slot for life in rig.lives} == {0}
+
+
+async def test_one_that_dies_again_and_again_is_followed_ever_more_slowly_and_for_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    rig = Rig()
+    await rig.place.start()
+    rig.failures = 50
+    rig.lives[-1].end(1)
+    await rig.until(lambda: len(rig.lives) == 2)
+    assert rig.slept[:6] == [0.0, 0.1, 0.2, 0.4, 0.8, DELAY_MAX_S]
+    assert (len(rig.slept), max(rig.slept), rig.deaths) == (51, DELAY_MAX_S, 51)
+    assert rig.place.slots == {0}
+    # It has lived: the next one comes at once.
+    rig.now_s += 60
+    rig.lives[-1].end(-9)
+    await rig.until(lambda: len(rig.lives) == 3)
+    assert rig.slept[-1] == 0.0
+
+
+async def test_one_that_is_replaced_keeps_its_slot_until_it_has_ended_and_is_no_death() -> None:
+    rig = Rig()
+    await rig.place.start()
+    await rig.place.roll(1)
+    await rig.until(lambda: rig.place.slots == {1})
+    assert ([life.slot for life in rig.lives], rig.deaths, rig.slept) == ([0, 1], 0, [])
+    families, _ = await rig.place.families()
+    assert families == counted(5), "what it counted is counted on"
+
+
+async def test_when_a_successor_cannot_start_the_old_one_stays() -> None:
+    rig = Rig()
+    await rig.place.start()
+    rig.failures = 1
+    with pytest.raises(WorkerFailed):
+        await rig.place.roll(1)
+    assert (rig.place.slots, rig.deaths) == ({0}, 0)
+    rig.lives[0].end(-9)
+    await rig.until(lambda: len(rig.lives) == 2)
+    assert rig.place.slots == {0}
+
+
+async def test_a_stop_that_comes_between_two_lives_is_the_end() -> None:
+    rig = Rig()
+    await rig.place.start()
+    rig.failures = 10**9
+    rig.lives[-1].end(-9)
+    await rig.until(lambda: len(rig.slept) > 3)
+    assert await rig.place.stop(delay_s=0, within_s=1) == []
+    tried = len(rig.slept)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(rig.slept) == tried
+
+
+def test_of_two_processes_in_a_place_counts_add_and_ages_do_not() -> None:
+    class Few(Table):
+        def __init__(self, things: int, age_s: float) -> None:
+            self.things = Counter("things", "Things.", ("kind",))
+            self.things.add(things, "a")
+            self.age_seconds = Gauge("age_seconds", "Age.", adds=False)
+            self.age_seconds.set(age_s)
+
+    both = together([Few(2, 7.0).families(), Few(3, 5.0).families()])
+    assert [family.samples for family in both] == [
+        [("weir_things_total", {"kind": "a"}, 5)],
+        [("weir_age_seconds", {}, 7.0)],
+    ]
+    alone = [(sample.name, sample.labels) for metric in exposed({"0": both}) for sample in metric.samples]
+    assert alone == [("weir_things_total", {"kind": "a"}), ("weir_age_seconds", {})]
+    of_two = [sample.labels for metric in exposed({"0": both, "1": both}) for sample in metric.samples]
+    assert of_two[:2] == [{"worker": "0", "kind": "a"}, {"worker": "1", "kind": "a"}]
