@@ -130,6 +130,11 @@ def _add_projects(projects: Any, add: Adder) -> None:
         metavar="all|none|BYTES",
         help="how much to keep of what GenAI events were told and answered",
     )
+    set_.add_argument(
+        "--durability",
+        choices=("memory", "os", "disk", "stored", "default"),
+        help="what a 2xx means for its rows; default: delivery.durability of the settings",
+    )
     active = set_.add_mutually_exclusive_group()
     active.add_argument("--active", action="store_true", default=None, help="its subscription is active")
     active.add_argument("--inactive", dest="active", action="store_false", help="accept nothing for it")
@@ -290,6 +295,7 @@ async def projects_set(arguments: Arguments, settings: Config) -> int:
             monthly_records=arguments.monthly_records,
             active=arguments.active,
             genai_content_bytes=arguments.genai_content_bytes,
+            durability="" if arguments.durability == "default" else arguments.durability,
         )
     _print(msgspec.to_builtins(project), arguments.json)
     return DONE

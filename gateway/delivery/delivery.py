@@ -7,7 +7,8 @@ memory already, stays on disk alone until there is room for it again. When Click
 spool fills, and when that is full requests are refused with a time to come back: first those of
 projects that take more than their share.
 
-    rows_accepted + rows_recovered = rows_stored + rows_refused + rows_damaged + rows_buffered
+    rows_accepted + rows_recovered =
+        rows_stored + rows_dead_lettered + rows_refused + rows_damaged + rows_buffered
 
 at any moment, for each table.
 """
@@ -25,14 +26,16 @@ from gateway._native import Columns
 from gateway.delivery.audit import Audit
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ClickHouse
+from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.disk import Disk
 from gateway.delivery.flusher import Flusher
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.progress import Progress
 from gateway.delivery.ring import Ring, RowsApart, RowsHandle, Stock
 from gateway.delivery.room import Room
+from gateway.delivery.seals import Sealed
 from gateway.delivery.settings import Settings
-from gateway.delivery.spool import Sealed, Spool
+from gateway.delivery.spool import Spool
 from gateway.errors import Draining, Overloaded
 from gateway.metrics import Metrics
 from gateway.schema import Table
@@ -95,6 +98,7 @@ class Delivery:
             Ring(shard, self._stocks, settings, frames=frames, metrics=metrics, clock=clock)
             for shard in range(settings.shards)
         ]
+        letters = DeadLetters(frames.place, bytes_max=settings.dead_letter_bytes_max)
         self._flushers = [
             Flusher(
                 ring,
@@ -107,6 +111,7 @@ class Delivery:
                 clock=clock,
                 wall=wall,
                 random=random,
+                letters=letters,
                 on_stored=self._stored,
             )
             for ring in self._rings
@@ -155,16 +160,17 @@ class Delivery:
             asyncio.create_task(self._audit.run(), name="audit"),
         ]
 
-    def rows(self, project_id: str, expected_bytes: int, durability: Durability | None = None) -> RowsHandle:
+    def rows(self, project_id: str, expected_bytes: int, durability: str = "") -> RowsHandle:
         """A request's way in: ``with delivery.rows(...) as rows``, then ``rows.columns``, ``rows.commit``.
 
         Entering reserves ``expected_bytes`` (what its columns will come to) and raises Overloaded
-        when they do not fit now, TooLarge when they never will; Draining here while stopping, and
+        when they do not fit now, TooLarge when they never will; ``durability`` is a word of Durability, empty
+        for what the settings say. Draining here while stopping, and
         Overloaded when the disk has no room for this project.
         """
         return RowsHandle(*self._way_in(project_id, expected_bytes, durability))
 
-    def rows_apart(self, project_id: str, expected_bytes: int, durability: Durability | None = None) -> RowsApart:
+    def rows_apart(self, project_id: str, expected_bytes: int, durability: str = "") -> RowsApart:
         """The same for a large request: its rows are written and cut by another thread meanwhile."""
         return RowsApart(*self._way_in(project_id, expected_bytes, durability))
 
@@ -229,13 +235,11 @@ class Delivery:
             ],
         }
 
-    def _way_in(
-        self, project_id: str, expected_bytes: int, durability: Durability | None
-    ) -> tuple[Ring, str, int, Durability]:
+    def _way_in(self, project_id: str, expected_bytes: int, durability: str) -> tuple[Ring, str, int, Durability]:
         if self._stopping:
             raise Draining("shutting down; send the same again later", retry_after_s=1)
         self._room.check(project_id, expected_bytes)
-        wanted = self._settings.durability if durability is None else durability
+        wanted = Durability[durability.upper()] if durability else self._settings.durability
         return self._ring(project_id), project_id, expected_bytes, wanted
 
     def _ring(self, project_id: str) -> Ring:
@@ -337,7 +341,7 @@ class Delivery:
                 shard = self._shard(blocks[0].project_id)
                 for block in blocks:
                     self._rings[shard].hold(block)
-                self._flushers[shard].resume(self._stocks[table].table, sealed.token, blocks)
+                self._flushers[shard].resume(self._stocks[table].table, sealed, blocks)
 
     async def _load(self, table: str) -> None:
         while self._spool.has_unread(table) and self._wants(table):

@@ -57,6 +57,11 @@ class Tenant(Protocol):
         ...
 
     @property
+    def durability(self) -> str:
+        """What a 2xx means for its rows; empty: as the settings say."""
+        ...
+
+    @property
     def notices(self) -> Headers:
         """What any reply to this request says: how much of the rate is left, when it is little."""
         ...
@@ -106,11 +111,11 @@ class RowsApart(OpenRows, Protocol):
 class Delivery(Protocol):
     """Where rows go; ``gateway.delivery``. Leaving ``rows`` without a commit takes back what was written."""
 
-    def rows(self, project_id: str, expected_bytes: int) -> AbstractContextManager[OpenRows]:
+    def rows(self, project_id: str, expected_bytes: int, durability: str) -> AbstractContextManager[OpenRows]:
         """Raises Overloaded when ``expected_bytes`` do not fit."""
         ...
 
-    def rows_apart(self, project_id: str, expected_bytes: int) -> AbstractContextManager[RowsApart]:
+    def rows_apart(self, project_id: str, expected_bytes: int, durability: str) -> AbstractContextManager[RowsApart]:
         """The same for a large request."""
         ...
 
@@ -231,10 +236,10 @@ async def _append(
     """Decode a body into open columns; a large one in a thread into its own, for others not to wait meanwhile."""
     context = _context(house, tenant, request, len(content))
     if len(content) <= house.limits.inline_bytes_max:
-        with house.delivery.rows(tenant.project_id, len(content)) as rows:
+        with house.delivery.rows(tenant.project_id, len(content), tenant.durability) as rows:
             outcome = dialect.decode(request, content, context, rows)
             return outcome, rows.commit()
-    with house.delivery.rows_apart(tenant.project_id, len(content)) as apart:
+    with house.delivery.rows_apart(tenant.project_id, len(content), tenant.durability) as apart:
         outcome = await asyncio.to_thread(dialect.decode, request, content, context, apart)
         await apart.cut()
         return outcome, apart.commit()

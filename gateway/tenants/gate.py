@@ -22,7 +22,8 @@ class Tenant:
     """Whose rows these are, and by which key. ``dialect`` is the key's, not the path's; ``kind`` server or browser.
 
     ``notices`` are headers for the reply, whatever it will be. ``genai_content_bytes``: how much its
-    project keeps of what GenAI events were told and answered; None is all.
+    project keeps of what GenAI events were told and answered; None is all. ``durability``: what a 2xx
+    means for its rows; empty: as the settings say.
     """
 
     project_id: str
@@ -32,6 +33,7 @@ class Tenant:
     kind: str
     notices: Headers = ()
     genai_content_bytes: int | None = None
+    durability: str = ""
 
 
 class Gate:
@@ -79,6 +81,7 @@ class Gate:
             record.kind,
             notices,
             record.genai_content_bytes,
+            record.durability,
         )
 
     def count(self, project_id: str, records: int) -> Headers:

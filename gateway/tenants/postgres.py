@@ -86,7 +86,7 @@ _KEY_COLUMNS = """
            keys.origins, keys.created_at, keys.revoked_at, keys.sha256, projects.active,
            coalesce(keys.requests_per_minute, plans.requests_per_minute) AS requests_per_minute,
            coalesce(projects.monthly_records, plans.monthly_records) AS monthly_records,
-           projects.genai_content_bytes
+           projects.genai_content_bytes, coalesce(projects.durability, '') AS durability
     FROM keys JOIN projects ON projects.id = keys.project_id JOIN plans ON plans.name = projects.plan
 """
 _LOAD_KEYS = _KEY_COLUMNS
@@ -97,7 +97,8 @@ _CREATE_PROJECT = "INSERT INTO projects (slug, name) VALUES ($1, $2)"
 _PROJECTS = """
     SELECT projects.id, slug, projects.name, created_at, plan, active,
            coalesce(projects.monthly_records, plans.monthly_records) AS monthly_records,
-           coalesce(usage.records, 0) AS used_records, genai_content_bytes
+           coalesce(usage.records, 0) AS used_records, genai_content_bytes,
+           coalesce(durability, '') AS durability
     FROM projects JOIN plans ON plans.name = projects.plan LEFT JOIN usage ON usage.project_id = projects.id
          AND usage.month = date_trunc('month', now() AT TIME ZONE 'UTC')
 """
@@ -109,7 +110,8 @@ _SET_PROJECT = """
     UPDATE projects SET plan = coalesce($2, plan), active = coalesce($4, active),
            monthly_records = nullif(coalesce($3::bigint, monthly_records), 0),
            genai_content_bytes = CASE WHEN $5::integer IS NULL THEN genai_content_bytes
-                                      WHEN $5 < 0 THEN NULL ELSE $5 END
+                                      WHEN $5 < 0 THEN NULL ELSE $5 END,
+           durability = nullif(coalesce($6::text, durability), '')
     WHERE slug = $1
 """
 _SET_KEY = "UPDATE keys SET requests_per_minute = nullif($2::integer, 0) WHERE id = $1 AND revoked_at IS NULL"
@@ -263,8 +265,11 @@ class ControlStore:
         monthly_records: int | None = None,
         active: bool | None = None,
         genai_content_bytes: int | None = None,
+        durability: str | None = None,
     ) -> Project:
         """Changes what is not None. ``monthly_records`` 0: what the plan says; ``genai_content_bytes`` -1: all.
+
+        ``durability``: memory, os, disk, stored, or empty for what the gateway's settings say.
 
         Missing: no such project or plan.
         """
@@ -274,7 +279,9 @@ class ControlStore:
             raise Missing(f"there is no plan {plan!r}")
         try:
             async with self.connection() as connection:
-                await connection.execute(_SET_PROJECT, slug, plan, monthly_records, active, genai_content_bytes)
+                await connection.execute(
+                    _SET_PROJECT, slug, plan, monthly_records, active, genai_content_bytes, durability
+                )
                 row = await connection.fetchrow(_READ_PROJECT, slug)
         except asyncpg.ForeignKeyViolationError:
             raise Missing(f"there is no plan {plan!r}; `weir plans set` makes one") from None
@@ -581,4 +588,5 @@ def _key(row: Any) -> KeyRecord:
         active=row["active"],
         monthly_records=row["monthly_records"],
         genai_content_bytes=row["genai_content_bytes"],
+        durability=sys.intern(row["durability"]),
     )

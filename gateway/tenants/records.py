@@ -17,6 +17,7 @@ class Project(msgspec.Struct, frozen=True):
     ``monthly_records``: its quota, its own or its plan's; None: unlimited. ``used_records``: what it
     has sent in this calendar month (UTC). Nothing is accepted for a project that is not ``active``.
     ``genai_content_bytes``: how much is kept of what GenAI events were told and answered; None: all.
+    ``durability``: what a 2xx means for its rows (memory, os, disk, stored); empty: as the gateway's settings say.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Project(msgspec.Struct, frozen=True):
     monthly_records: int | None = None
     used_records: int = 0
     genai_content_bytes: int | None = None
+    durability: str = ""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -42,8 +44,8 @@ class KeyRecord(msgspec.Struct, frozen=True, gc=False):
     """A key without its secret, which nobody has but the sender. ``origins`` only of a browser key.
 
     ``requests_per_minute``: its own or its plan's; None: the gateway's. ``active``,
-    ``monthly_records`` and ``genai_content_bytes`` are its project's. A snapshot of before there were
-    quotas has none of them.
+    ``monthly_records``, ``genai_content_bytes`` and ``durability`` are its project's. A snapshot of
+    before there were quotas has none of them.
     """
 
     id: str
@@ -59,6 +61,7 @@ class KeyRecord(msgspec.Struct, frozen=True, gc=False):
     active: bool = True
     monthly_records: int | None = None
     genai_content_bytes: int | None = None
+    durability: str = ""
 
 
 class PatRecord(msgspec.Struct, frozen=True):

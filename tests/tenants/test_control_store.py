@@ -176,6 +176,10 @@ async def test_what_is_set_for_a_project_goes_before_its_plan(store: ControlStor
     assert (await store.set_project("demo", monthly_records=5)).monthly_records == 5
     assert (await store.set_project("demo", active=False)).monthly_records == 5
     assert (await store.set_project("demo", monthly_records=0)).monthly_records == 1_000
+    assert project.durability == ""
+    assert (await store.set_project("demo", durability="stored")).durability == "stored"
+    assert (await store.set_project("demo", plan="small")).durability == "stored"
+    assert (await store.set_project("demo", durability="")).durability == ""
     assert await store.set_plan("small", monthly_records=0) == Plan("small", None, 60)
     listed = {project.slug: project for project in await store.list_projects()}
     assert (listed["demo"].plan, listed["demo"].monthly_records, listed["demo"].active) == ("small", None, False)

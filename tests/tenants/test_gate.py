@@ -126,7 +126,9 @@ async def test_an_inactive_project_is_refused_at_once_and_taken_again_when_it_is
     _, secret = await store.create_key("demo", kind="server", dialect="loguro")
     _, others = await store.create_key("other", kind="server", dialect="loguro")
     gate = gate_of(await make_keys())
-    assert refusal(gate, secret) is None
+    assert gate.authorize(secret, None).durability == ""
+    await store.set_project("demo", durability="memory")
+    await until(lambda: gate.authorize(secret, None).durability == "memory")
     await store.set_project("demo", active=False)
     await until(lambda: isinstance(refusal(gate, secret), SubscriptionRequired))
     assert refusal(gate, others) is None

@@ -25,6 +25,7 @@ class OneTenant:
     key_id: str = "key"
     notices: tuple[tuple[str, str], ...] = ()
     genai_content_bytes: int | None = None
+    durability: str = ""
 
 
 class OneKey:
@@ -79,7 +80,7 @@ class Shelf:
         self.full: GatewayError | None = None
 
     @contextlib.contextmanager
-    def rows(self, project_id: str, expected_bytes: int) -> Iterator[Shelf]:
+    def rows(self, project_id: str, expected_bytes: int, durability: str) -> Iterator[Shelf]:
         if self.full:
             raise self.full
         self.open = []
