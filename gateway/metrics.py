@@ -5,7 +5,8 @@ Prometheus scrapes. Labels are bounded: dialect, reason, table, shard, worker; n
 
 Two identities hold at any moment, and a test holds them:
     requests_received = requests_accepted + requests_refused + requests in flight
-    rows_accepted + rows_recovered = rows_stored + rows_refused + rows_damaged + rows_buffered   (per table)
+    rows_accepted + rows_recovered =
+        rows_stored + rows_dead_lettered + rows_refused + rows_damaged + rows_buffered   (per table)
 and of the records in the requests that were decoded: records_received = records_accepted + records_rejected.
 """
 
@@ -190,9 +191,14 @@ class Metrics(Table):
         self.rows_accepted = Counter("rows_accepted", "Rows taken into the buffers.", ("table",))
         self.rows_stored = Counter("rows_stored", "Rows ClickHouse confirmed.", ("table",))
         self.rows_buffered = Gauge("rows_buffered", "Rows accepted and not yet stored.", ("table",))
-        self.rows_recovered = Counter("rows_recovered", "Rows found in the spool at the start, or lost by ClickHouse.", ("table",))
+        self.rows_recovered = Counter(
+            "rows_recovered", "Rows found in the spool at the start, or lost by ClickHouse.", ("table",)
+        )
         self.rows_refused = Counter(
             "rows_refused", "Rows whose sender was refused after all: the spool could not be written.", ("table",)
+        )
+        self.rows_dead_lettered = Counter(
+            "rows_dead_lettered", "Rows ClickHouse will never take, kept for `weir replay`.", ("table",)
         )
         self.rows_damaged = Counter("rows_damaged", "Rows the disk has lost; see quarantine/.", ("table",))
         self.spool_bytes = Gauge("spool_bytes", "Bytes on disk of rows not yet stored.")

@@ -51,22 +51,42 @@ class Batch:
     repair_blocks_max: int = 1 << 30
     due: float = 0.0
 
+    @classmethod
+    def of(cls, table: Table, token: str, blocks: list[Block]) -> Batch:
+        """A new batch of these blocks."""
+        return cls(
+            table,
+            blocks,
+            token,
+            rows=sum(block.rows for block in blocks),
+            held_bytes=sum(block.held_bytes for block in blocks),
+            since=min(block.since for block in blocks),
+        )
+
+    def drop(self, blocks: list[Block]) -> None:
+        """These blocks are settled; the others are what is left of the batch."""
+        gone = {block.frame for block in blocks}
+        self.blocks = [block for block in self.blocks if block.frame not in gone]
+        self.rows -= sum(block.rows for block in blocks)
+        self.held_bytes -= sum(block.held_bytes for block in blocks)
+
 
 @dataclass(slots=True, eq=False)
 class Hunt:
     """The search for the guilty rows of one frame.
 
     ``rows``: the numbers of those that were absent when it began, which ``search`` counts. ``bad``: why each
-    guilty one was refused. ``token``: of the try under way, whose SEAL is on disk; ``doubtful``, as of a batch.
+    guilty one was refused. ``token``: of the try under way, whose SEAL is on disk.
+    ``broken``: why the frame cannot even be decoded.
     """
 
     rows: list[int]
     search: Search
     bad: dict[int, DeliveryError] = field(default_factory=dict)
     token: str = ""
-    doubtful: bool = False
     suspicions: int = 0
     repairs: int = 0
+    broken: DeliveryError | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -75,8 +95,9 @@ class Isolation:
 
     ``reason``: why the batch was refused. ``refused``: all of its frames together were, none of them being
     stored. ``blocks``: those that ``frames`` searches, None until they are counted. ``piece``: the try under
-    way. ``guilty``: frames to be searched by row, ``hunt`` the first of them. ``suspect``: so many rows were
-    refused and none taken that it looks like the table.
+    way. ``guilty``: frames to be searched by row, and why each was refused, or None when it is there in part;
+    ``hunt`` is of the first of them. ``tokens``: of all tries. ``suspect``: so much was refused and nothing taken
+    that it looks like the table.
     """
 
     reason: DeliveryError | None
@@ -84,17 +105,23 @@ class Isolation:
     blocks: list[Block] = field(default_factory=list)
     frames: Search | None = None
     piece: Batch | None = None
-    guilty: deque[Block] = field(default_factory=deque)
+    guilty: deque[tuple[Block, DeliveryError | None]] = field(default_factory=deque)
     hunt: Hunt | None = None
+    tokens: list[str] = field(default_factory=list)
     suspect: bool = False
+
+    def doubt(self) -> None:
+        """Nobody knows what became of the try under way."""
+        if self.piece is not None:
+            self.piece.doubtful = True
 
 
 @dataclass(slots=True, eq=False)
 class Queue:
     """One table's blocks by project, and its batches that wait for another try.
 
-    ``aside``: batches that hold nothing up, being poison. ``refused_rows``: rows refused since the table last
-    took one.
+    ``aside``: batches that hold nothing up, being poison. ``refused_rows``, ``refused_frames``: refused alone
+    since the table last took any.
     """
 
     table: Table
@@ -108,6 +135,7 @@ class Queue:
     aside: list[Batch] = field(default_factory=list)
     parked: str = ""
     refused_rows: int = 0
+    refused_frames: int = 0
 
     def add(self, block: Block) -> None:
         """Line up a block behind its project's others."""

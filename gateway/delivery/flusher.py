@@ -6,7 +6,8 @@ What becomes of a batch, whose SEAL is in the spool before the first insert is s
                  |         '--(ever ambiguous, or fewer rows written)--> count --all there--> stored
                  |                                                         '--> insert what is missing
                  |                                                              under a new token, count again
-                 '--> error --> waits --> the same bytes, the same token
+                 |--> error --> waits --> the same bytes, the same token
+                 '--> poison --> the guilty rows are found, and become dead letters: see poison.py
 
 A deduplication token alone is not exactly-once: the server can have recorded it and lost the part
 (killed between the two), and an insert over several partitions is not atomic. So after any doubt the
@@ -22,9 +23,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 
-from gateway.delivery.batch import Batch, Queue, Repair
+from gateway.delivery.batch import Batch, Isolation, Queue, Repair
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import (
     CUT_SHORT,
@@ -36,23 +37,18 @@ from gateway.delivery.clickhouse import (
     Operator,
     Poison,
 )
+from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.poison import NOT_KEPT, REPAIRS_MAX, SUSPICIONS_MAX, Isolator, counted
 from gateway.delivery.progress import Progress
 from gateway.delivery.ring import Ring
+from gateway.delivery.seals import Sealed
 from gateway.delivery.settings import Settings
 from gateway.delivery.spool import Spool
 from gateway.metrics import Metrics
 from gateway.schema import Table
 
 log = logging.getLogger(__name__)
-
-SUSPICIONS_MAX = 5
-"""So often a block may look cut short, or a batch too large for the server, before we believe it."""
-REPAIRS_MAX = 8
-"""So many rounds of inserting what is missing; then the table does not keep these rows."""
-
-FRAMES_PER_COUNT = 250
-"""They go in the URL; what stands between us and the server may refuse a longer one."""
 
 
 class Flusher:
@@ -71,6 +67,7 @@ class Flusher:
         clock: Callable[[], float],
         wall: Callable[[], float],
         random: Callable[[], float],
+        letters: DeadLetters,
         on_stored: Callable[[Table, Sequence[Block]], None],
     ) -> None:
         self._ring = ring
@@ -89,6 +86,19 @@ class Flusher:
         self._runner: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._alarms: dict[tuple[str, str], tuple[float, int]] = {}
+        self._isolating = False
+        self._isolator = Isolator(
+            clickhouse,
+            spool,
+            frames,
+            letters,
+            refused_rows_max=settings.refused_rows_max,
+            wall=wall,
+            deliver=self._settle,
+            attempt=self._attempt,
+            stored=self._are_stored,
+            buried=self._is_buried,
+        )
 
     @property
     def in_flight(self) -> int:
@@ -107,11 +117,17 @@ class Flusher:
         if first or self._full(queue):
             self._wake.set()
 
-    def resume(self, table: Table, token: str, blocks: list[Block]) -> None:
+    def resume(self, table: Table, sealed: Sealed, blocks: list[Block]) -> None:
         """Take charge of a batch that an earlier life sealed: nobody knows whether it was sent."""
-        batch = self._batch(table, token, blocks)
+        batch = Batch.of(table, sealed.token, blocks)
         batch.sealed = batch.doubtful = True
-        self._queues[table.name].waiting.append(batch)
+        batch.absent = sealed.by_row
+        queue = self._queues[table.name]
+        if sealed.over:
+            batch.poison, batch.isolation = True, Isolation(None, refused=False)
+            queue.aside.append(batch)
+        else:
+            queue.waiting.append(batch)
         self._wake.set()
 
     def queued_bytes(self, table: str) -> int:
@@ -119,8 +135,10 @@ class Flusher:
         return self._queues[table].data_bytes
 
     def is_parked(self, table: str) -> bool:
-        """Whether a table waits for a person."""
-        return bool(self._queues[table].parked)
+        """Whether a table waits for a person, or so much of it is set aside that the rest waits on disk."""
+        queue = self._queues[table]
+        aside_max = self._settings.batch_bytes * self._settings.inserts_in_flight
+        return bool(queue.parked) or sum(batch.held_bytes for batch in queue.aside) > aside_max
 
     async def start(self) -> None:
         """Start sending."""
@@ -211,28 +229,23 @@ class Flusher:
     def _retry(self, queue: Queue, now: float) -> Batch | None:
         for batches in (queue.waiting, queue.aside):
             for batch in batches:
-                if batch.due <= now:
+                if batch.due <= now and not self._must_wait(batch):
                     batches.remove(batch)
+                    self._isolating |= batch.isolation is not None
                     return batch
         return None
+
+    def _must_wait(self, batch: Batch) -> bool:
+        """One batch is searched for its guilty rows at a time: it takes many inserts."""
+        return self._isolating and batch.isolation is not None
 
     def _seal(self, queue: Queue, now: float) -> Batch | None:
         if not queue.rows or self._held(queue) or now < self._sealing(queue):
             return None
         blocks = queue.take(self._settings.batch_rows, self._settings.batch_bytes)
-        batch = self._batch(queue.table, self._frames.token(), blocks)
+        batch = Batch.of(queue.table, self._frames.token(), blocks)
         self._metrics.batch_rows.observe(batch.rows, queue.table.name)
         return batch
-
-    def _batch(self, table: Table, token: str, blocks: list[Block]) -> Batch:
-        return Batch(
-            table,
-            blocks,
-            token,
-            rows=sum(block.rows for block in blocks),
-            held_bytes=sum(block.held_bytes for block in blocks),
-            since=min(block.since for block in blocks),
-        )
 
     def _held(self, queue: Queue) -> bool:
         """Whether the table is in trouble: then it gets no new batches until an old one is through."""
@@ -254,42 +267,59 @@ class Flusher:
             for queue in self._queues.values()
             for batches in (queue.waiting, queue.aside)
             for batch in batches
+            if not self._must_wait(batch)
         ]
         moments += [self._sealing(queue) for queue in self._queues.values() if queue.rows and not self._held(queue)]
         return min(moments, default=None)
 
     async def _send(self, batch: Batch) -> None:
         """One attempt at what the batch needs next."""
-        table = batch.table.name
+        table = batch.table
+        isolation = batch.isolation
+        try:
+            if isolation is not None:
+                await self._isolator.run(self._queues[table.name], batch, isolation)
+            else:
+                await self._attempt(table, self._settle(batch))
+        except DeliveryError as error:
+            self._failed(batch, error)
+        except Exception as error:  # A fault of ours must not cost rows: it is a person's to mend.
+            log.exception("insert into %s failed unexpectedly; its rows are kept", table.name)
+            batch.doubtful = True
+            if isolation is not None:
+                isolation.doubt()
+            self._failed(batch, Operator(f"{type(error).__name__} in the gateway"))
+        else:
+            self._finished(batch)
+        finally:
+            if isolation is not None:
+                self._isolating = False
+            # This task still counts as in flight until it is done, one step after this.
+            asyncio.get_running_loop().call_soon(self._wake.set)
+
+    async def _attempt(self, table: Table, insert: Awaitable[None]) -> None:
+        """Await an insert, and count what became of it."""
         start = self._clock()
         outcome = "cut_off"  # by ``stop``; every other end says its own
         try:
-            await self._settle(batch)
+            await insert
+            outcome = "stored"
         except DeliveryError as error:
             outcome = error.outcome
-            self._failed(batch, error)
-        except Exception as error:  # A fault of ours must not cost rows: it is a person's to mend.
-            log.exception("insert into %s failed unexpectedly; its rows are kept", table)
+            raise
+        except Exception:
             outcome = Operator.outcome
-            batch.doubtful = True
-            self._failed(batch, Operator(f"{type(error).__name__} in the gateway"))
-        else:
-            outcome = "stored"
-            self._stored(batch)
+            raise
         finally:
-            self._metrics.inserts.add(1, table, outcome)
-            self._metrics.insert_seconds.observe(self._clock() - start, table)
-            # This task still counts as in flight until it is done, one step after this.
-            asyncio.get_running_loop().call_soon(self._wake.set)
+            self._metrics.inserts.add(1, table.name, outcome)
+            self._metrics.insert_seconds.observe(self._clock() - start, table.name)
 
     async def _settle(self, batch: Batch) -> None:
         """Return when every row of the batch is known to be stored."""
         if not batch.sealed:
             await self._seal_on_disk(batch)
         if not batch.answered:
-            written = await self._clickhouse.insert(
-                batch.table, [block.data for block in batch.blocks], token=batch.token
-            )
+            written = await self._insert(batch)
             batch.answered = True
             if not batch.doubtful and written is not None and written >= batch.rows:
                 return
@@ -303,7 +333,15 @@ class Flusher:
             batch.repairs += 1
             if batch.repairs >= REPAIRS_MAX:
                 batch.repairs = 0
-                raise Poison("the table does not keep the rows of this batch; does its TTL or a mutation delete them?")
+                raise Poison(NOT_KEPT)
+
+    async def _insert(self, batch: Batch) -> int | None:
+        """Insert all of a batch; how many rows the server says it wrote, None when it does not say."""
+        if batch.absent:
+            (block,) = batch.blocks
+            await self._clickhouse.insert_absent(batch.table, block.data, frame=block.frame, token=batch.token)
+            return None
+        return await self._clickhouse.insert(batch.table, [block.data for block in batch.blocks], token=batch.token)
 
     async def _seal_on_disk(self, batch: Batch) -> None:
         on_disk = [block for block in batch.blocks if block.place is not None]
@@ -316,10 +354,7 @@ class Flusher:
 
     async def _missing(self, batch: Batch) -> Repair | None:
         """What of the batch the table does not hold: whole frames first, then parts of frames."""
-        stored: dict[int, int] = {}
-        for start in range(0, len(batch.blocks), FRAMES_PER_COUNT):
-            frames = [block.frame for block in batch.blocks[start : start + FRAMES_PER_COUNT]]
-            stored |= await self._clickhouse.rows_by_frame(batch.table, frames)
+        stored = await counted(self._clickhouse, batch.table, batch.blocks)
         surplus = sum(max(0, stored.get(block.frame, 0) - block.rows) for block in batch.blocks)
         if surplus:
             self._alarm(batch.table.name, "surplus", f"{surplus} rows more than were sent; something else writes here")
@@ -345,6 +380,23 @@ class Flusher:
         queue = self._queues[batch.table.name]
         queue.sent.discard(batch)
         batch.attempts += 1
+        now = self._clock()
+        batch.due = now + self._pause(batch, parked=isinstance(error, Operator | Poison))
+        if batch.isolation is None:
+            error = self._understood(batch, error)
+            if isinstance(error, Poison) and error.code:
+                batch.isolation = Isolation(error, refused=not batch.answered and not batch.absent)
+                batch.attempts, batch.due = 0, now
+        batch.poison = isinstance(error, Poison) or batch.isolation is not None
+        (queue.aside if batch.poison else queue.waiting).append(batch)
+        if isinstance(error, Operator):
+            queue.parked = str(error)
+        elif not isinstance(error, Poison):
+            queue.parked = ""
+        self._alarm(batch.table.name, error.outcome, f"{error}; {batch.rows} rows wait, none is lost")
+
+    def _understood(self, batch: Batch, error: DeliveryError) -> DeliveryError:
+        """Note what an error says about a batch, and what it means by now."""
         if isinstance(error, Ambiguous):
             batch.doubtful = True
             if batch.repair is not None:
@@ -352,18 +404,14 @@ class Flusher:
         if error.code in CUT_SHORT or error.code == MEMORY_LIMIT:
             batch.suspicions += 1
             if batch.suspicions >= SUSPICIONS_MAX:
-                error = self._believed(batch, error)
-        batch.poison = isinstance(error, Poison)
-        (queue.aside if batch.poison else queue.waiting).append(batch)
-        queue.parked = str(error) if isinstance(error, Operator) else ""
-        batch.due = self._clock() + self._pause(batch, parked=isinstance(error, Operator | Poison))
-        self._alarm(batch.table.name, error.outcome, f"{error}; {batch.rows} rows wait, none is lost")
+                return self._believed(batch, error)
+        return error
 
     def _believed(self, batch: Batch, error: DeliveryError) -> DeliveryError:
         """Act on what has now been said often enough."""
         batch.suspicions = 0
         if error.code in CUT_SHORT:
-            return Poison(str(error), code=error.code)
+            return Poison(str(error), code=error.code, detail=error.detail)
         # Too large for the server's memory, and it said so each time: no attempt can still come
         # through. So count, and insert by halves what is missing.
         part = batch.repair.blocks if batch.repair else batch.blocks
@@ -375,22 +423,47 @@ class Flusher:
             batch.repairs = 0
         return error
 
-    def _stored(self, batch: Batch) -> None:
-        queue = self._queues[batch.table.name]
-        queue.sent.discard(batch)
-        self._spool.done(batch.table.name, batch.token, batch.blocks)
-        self._ring.release(batch.table.name, batch.rows, batch.held_bytes)
-        self._metrics.rows_stored.add(batch.rows, batch.table.name)
+    def _finished(self, batch: Batch) -> None:
+        self._queues[batch.table.name].sent.discard(batch)
+        self._are_stored(batch, batch.token, batch.blocks)
+
+    def _are_stored(self, batch: Batch, token: str, blocks: list[Block]) -> None:
+        """These blocks of a batch are in the table."""
+        self._spool.done(batch.table.name, token, blocks)
         self._metrics.last_insert_timestamp_seconds.set(self._wall())
+        queue = self._queues[batch.table.name]
+        queue.refused_rows = queue.refused_frames = 0
         if queue.parked:
             log.warning("%s takes rows again", batch.table.name)
             queue.parked = ""
-        for waiting in queue.waiting:
+        for waiting in (*queue.waiting, *queue.aside):
             waiting.due = 0.0
-        for block in batch.blocks:
+        for block in blocks:
             block.promise.reach(Durability.STORED)
+        self._settled(batch, blocks)
+        self._on_stored(batch.table, blocks)
+
+    def _is_buried(self, batch: Batch, block: Block, dead: int) -> None:
+        """A block of a batch is settled: ``dead`` of its rows are dead letters, the others are in the table."""
+        if not dead:
+            self._are_stored(batch, "", [block])
+            return
+        table = batch.table.name
+        log.error("%s: %d rows that it will never take are dead letters now: `weir replay`", table, dead)
+        self._spool.skip(table, "", [block])
+        self._metrics.rows_dead_lettered.add(dead, table)
+        self._settled(batch, [block], dead=dead)
+        self._on_stored(batch.table, [])
+
+    def _settled(self, batch: Batch, blocks: list[Block], *, dead: int = 0) -> None:
+        """Nothing is left to do for these blocks of a batch; all of their rows but ``dead`` are in the table."""
+        rows = sum(block.rows for block in blocks)
+        self._ring.release(batch.table.name, rows, sum(block.held_bytes for block in blocks))
+        if rows > dead:
+            self._metrics.rows_stored.add(rows - dead, batch.table.name)
+        batch.drop(blocks)
+        for block in blocks:
             self._progress.settle(block.frame)
-        self._on_stored(batch.table, batch.blocks)
 
     def _pause(self, batch: Batch, *, parked: bool) -> float:
         """Seconds until the next attempt: exponential, capped, with jitter."""

@@ -52,6 +52,10 @@ class Settings:
     """Of disk; the spool takes nothing more when less than this is free."""
     audit_ms: float = 120_000.0
     """Stored rows stay in the spool this long: ClickHouse may lose what it has just acknowledged."""
+    dead_letter_bytes_max: int = 256 << 20
+    """Of disk, for rows that the server will never take; when it is spent they wait in the spool."""
+    refused_rows_max: int = 1_000
+    """So many rows refused one after the other, and none taken, are not the rows' fault but the table's."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:

@@ -142,7 +142,12 @@ class Rig:
                 sum(counter.values.get((table,), 0) for counter in counters)
                 for counters in (
                     (self.metrics.rows_accepted, self.metrics.rows_recovered),
-                    (self.metrics.rows_stored, self.metrics.rows_refused, self.metrics.rows_damaged),
+                    (
+                        self.metrics.rows_stored,
+                        self.metrics.rows_dead_lettered,
+                        self.metrics.rows_refused,
+                        self.metrics.rows_damaged,
+                    ),
                 )
             )
             assert came == went + buffered, table
