@@ -80,6 +80,13 @@ static inline size_t column_bytes(const column_t *column) {
            column->dictionary.bytes.size;
 }
 
+/* What a row takes at least. */
+static inline size_t column_least_bytes(const column_t *column) {
+    if (column->kind == KIND_FIXED)
+        return (size_t)column->width;
+    return column->kind == KIND_STRING ? 1 : column->kind == KIND_LOW ? 4 : 8;
+}
+
 static inline void column_clear(column_t *column) {
     column->data.size = column->nulls.size = column->indexes.size = column->offsets.size = 0;
     dictionary_clear(&column->dictionary);
@@ -174,12 +181,16 @@ static inline int append_sized_text(buffer_t *out, const uint8_t *p, size_t size
     }
 repair:;
     buffer_t repaired = {0};
+    int status = size > max;
+    /* Repairing makes nothing shorter, and a character has at most four bytes: what lies behind cannot matter. */
+    if (status && size - max > 4)
+        size = max + 4;
     if (buffer_append_text(&repaired, p, size) < 0) {
         buffer_free(&repaired);
         return -1;
     }
     size_t kept = repaired.size > max ? utf8_floor(repaired.data, repaired.size, max) : repaired.size;
-    int status = kept < repaired.size;
+    status |= kept < repaired.size;
     if (buffer_append_varint(out, kept) < 0 || buffer_append(out, repaired.data, kept) < 0)
         status = -1;
     buffer_free(&repaired);
@@ -413,34 +424,39 @@ static int column_repeat_low(column_t *column, size_t rows) {
     return 0;
 }
 
+/* STRING or LOW: the newest row's text for `rows` rows more; `row_bytes`: what the newest takes in `data`. */
+static int column_repeat_text(column_t *column, size_t row_bytes, size_t rows) {
+    if (column->kind == KIND_LOW)
+        return column_repeat_low(column, rows);
+    if (rows == 0)
+        return 0;
+    if (row_bytes > SIZE_MAX / rows || buffer_reserve(&column->data, row_bytes * rows) < 0)
+        return -1;
+    uint8_t *to = column->data.data + column->data.size;
+    if (row_bytes == 1)
+        memset(to, to[-1], rows);
+    else
+        for (size_t row = 0; row < rows; row++)
+            memcpy(to + row * row_bytes, to - row_bytes, row_bytes);
+    column->data.size += row_bytes * rows;
+    if (column->nullable) {
+        if (buffer_reserve(&column->nulls, rows) < 0)
+            return -1;
+        memset(column->nulls.data + column->nulls.size, 0, rows);
+        column->nulls.size += rows;
+    }
+    column->rows += rows;
+    return 0;
+}
+
 /* STRING or LOW: the same text for `rows` rows. */
 static int column_fill_text(column_t *column, const uint8_t *p, size_t size, size_t rows) {
     if (rows == 0)
         return 0;
-    size_t indexes = column->indexes.size, data = column->data.size;
+    size_t before = column->data.size;
     if (column_append_text(column, p, size) < 0)
         return -1;
-    if (column->nullable || (column->kind == KIND_STRING && column->data.size - data > 1)) {
-        for (size_t row = 1; row < rows; row++)
-            if (column_append_text(column, p, size) < 0)
-                return -1;
-        return 0;
-    }
-    if (column->kind == KIND_LOW) {
-        if (buffer_reserve(&column->indexes, 4 * (rows - 1)) < 0)
-            return -1;
-        uint32_t *index = (uint32_t *)(void *)(column->indexes.data + indexes);
-        for (size_t row = 1; row < rows; row++)
-            index[row] = index[0];
-        column->indexes.size += 4 * (rows - 1);
-    } else {
-        if (buffer_reserve(&column->data, rows - 1) < 0)
-            return -1;
-        memset(column->data.data + column->data.size, 0, rows - 1); /* the empty text */
-        column->data.size += rows - 1;
-    }
-    column->rows += rows - 1;
-    return 0;
+    return column_repeat_text(column, column->data.size - before, rows - 1);
 }
 
 /* Entries, as the block wants them: the narrowest index type that holds the dictionary. */

@@ -180,7 +180,7 @@ cdef int join_split(decoder_t *d, const uint8_t *p, const uint8_t *end, uint32_t
     buffer = &d.joined[d.joined_count]
     memset(buffer, 0, sizeof(buffer_t))
     d.joined_count += 1
-    d.joined_bytes += 64
+    d.joined_bytes += JOINED_OVERHEAD
     c.p = p
     c.end = end
     while True:
@@ -190,12 +190,13 @@ cdef int join_split(decoder_t *d, const uint8_t *p, const uint8_t *end, uint32_t
         if more == 0:
             break
         if field.number == number and field.wire == BYTES:
-            d.joined_bytes += field.size
-            # Pieces within pieces are copied once a level; nobody but an attacker does that with much.
-            if d.joined_bytes > 4 * d.size + (1 << 20):
-                return TOO_LARGE
             if buffer_append(buffer, field.p, field.size) < 0:
                 return NO_MEMORY
+            d.joined_bytes += field.size
+            d.copied_bytes += field.size
+            # Pieces within pieces are copied once a level; nobody but an attacker does that with much.
+            if d.joined_bytes > 4 * d.size + (1 << 20) or d.copied_bytes > 8 * d.size + (1 << 20):
+                return TOO_LARGE
             more = check_piece(d, what, field.p, field.size, depth)
             if more < 0:
                 return more

@@ -9,6 +9,7 @@ cdef enum:
     MAX_VALUE_DEPTH = 32
     MAX_JSON_DEPTH = 64
     MAX_OTLP_JSON_DEPTH = 192
+    JOINED_OVERHEAD = 64            # what a buffer costs besides its bytes
 
 cdef enum:
     OK = 0
@@ -98,10 +99,11 @@ ctypedef struct decoder_t:
     buffer_t event_name
     buffer_t record_id
     buffer_t service_name               # of the resource being read
-    buffer_t *joined                    # buffers of split sub-messages, until the request ends
+    buffer_t *joined                    # buffers of split sub-messages, until what they are in was read
     size_t joined_count
     size_t joined_capacity
-    size_t joined_bytes
+    size_t joined_bytes                 # held by them
+    size_t copied_bytes                 # that went into one, ever
 
 
 cdef class Decoded:
@@ -198,13 +200,26 @@ cdef dict SOURCE_TYPES = {
 
 
 cdef size_t grown(decoder_t *d) noexcept nogil:
-    """Bytes that this request has added to its columns."""
-    cdef size_t total = 0
+    """Bytes that this request has added to its columns, and will at least add where columns are filled last."""
+    cdef size_t total = 0, rows
     cdef int i, c
+    cdef output_t *output
     for i in range(d.output_count):
-        for c in range(d.outputs[i].count):
-            total += column_bytes(&d.outputs[i].columns[c])
+        output = &d.outputs[i]
+        rows = most_rows(output)
+        for c in range(output.count):
+            total += column_bytes(&output.columns[c])
+            total += (rows - output.columns[c].rows) * column_least_bytes(&output.columns[c])
     return total - d.column_bytes_start
+
+
+cdef inline size_t most_rows(output_t *output) noexcept nogil:
+    """The rows of the column that has the most of them."""
+    cdef size_t rows = 0
+    cdef int c
+    for c in range(output.count):
+        rows = max(rows, output.columns[c].rows)
+    return rows
 
 
 cdef int fill_request(decoder_t *d) noexcept nogil:
@@ -222,9 +237,7 @@ cdef int fill_request(decoder_t *d) noexcept nogil:
         if output.source[S_DIALECT] != NULL:
             if column_fill_text(output.source[S_DIALECT], d.dialect.p, d.dialect.size, rows) < 0:
                 return NO_MEMORY
-        missing = 0
-        for c in range(output.count):
-            missing = max(missing, output.columns[c].rows)
+        missing = most_rows(output)
         for c in range(output.count):
             column = &output.columns[c]
             if column.rows < missing and column_fill_default(column, missing - column.rows) < 0:
@@ -232,14 +245,20 @@ cdef int fill_request(decoder_t *d) noexcept nogil:
     return OK
 
 
+cdef void release_joined(decoder_t *d, size_t count) noexcept nogil:
+    """Free what was joined since there were ``count`` buffers."""
+    while d.joined_count > count:
+        d.joined_count -= 1
+        d.joined_bytes -= JOINED_OVERHEAD + d.joined[d.joined_count].size
+        buffer_free(&d.joined[d.joined_count])
+
+
 cdef void free_decoder(decoder_t *d) noexcept nogil:
-    cdef size_t i
     buffer_free(&d.scratch)
     buffer_free(&d.event_name)
     buffer_free(&d.record_id)
     buffer_free(&d.service_name)
-    for i in range(d.joined_count):
-        buffer_free(&d.joined[i])
+    release_joined(d, 0)
     free(d.joined)
 
 

@@ -6,8 +6,9 @@
 #
 # An entry is passed over once: each member the plan knows leaves the span of its value in a slot (so
 # the last of duplicates wins), the others go to a list, and of objects that will be flattened the
-# members are noted. Then each output's rules are carried out in order, reading the spans. All or nothing: an entry that is not acceptable refuses the request, but
-# only after the rest was seen to be JSON. Or, where the dialect can say so, such entries are left out.
+# members are noted. Then each output's rules are carried out in order, reading the spans. All or
+# nothing: an entry that is not acceptable refuses the request, but only after the rest was seen to be
+# JSON. Or, where the dialect can say so, such entries are left out.
 
 cdef int save_entry(decoder_t *d) noexcept nogil:
     cdef int i, c

@@ -1,7 +1,8 @@
 # The plan of flat JSON entries: which member feeds which column, compiled from rules at run time.
 
 cdef enum:
-    R_TEXT, R_STRING, R_LEVEL, R_TIME, R_TIMESTAMP, R_INT, R_NUMBER, R_BOOLEAN, R_JSON, R_OBJECT, R_ATTRIBUTE, R_ATTRIBUTES
+    R_TEXT, R_STRING, R_LEVEL, R_TIME, R_TIMESTAMP, R_INT, R_NUMBER, R_BOOLEAN, R_JSON, R_OBJECT
+    R_ATTRIBUTE, R_ATTRIBUTES
 
 cdef enum:
     MEMBERS_MAX = 64
@@ -174,7 +175,8 @@ cdef class EntryPlan:
         to.size = len(encoded)
         return 0
 
-    cdef int compile(self, entry_output_t *output, tuple layout, rules, str unknown, dict names, list sources) except -1:
+    cdef int compile(self, entry_output_t *output, tuple layout, rules, str unknown, dict names,
+                     list sources) except -1:
         places = {name: place for place, (name, _) in enumerate(layout)}
         types = dict(layout)
         output.rules = <rule_t *> calloc(max(1, len(rules)), sizeof(rule_t))

@@ -233,7 +233,17 @@ cdef int append_genai_integer(column_t *column, value_t *value) noexcept nogil:
         bits = <uint64_t> integer
     elif value.kind != ANY_STRING or parse_whole(value.p, value.size, &bits) < 0:
         return 0
+    if not fits(column, bits):
+        return 0
     return NO_MEMORY if column_append_fixed(column, bits) < 0 else 1
+
+
+cdef inline bint fits(column_t *column, uint64_t bits) noexcept nogil:
+    """Whether the 64 bits of an integer are one of the column's width."""
+    cdef int unused = 64 - 8 * column.width
+    if column.signed_:
+        return <int64_t> (bits << unused) >> unused == <int64_t> bits
+    return bits << unused >> unused == bits
 
 
 cdef int append_genai_number(column_t *column, value_t *value) noexcept nogil:

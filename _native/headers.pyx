@@ -59,13 +59,14 @@ cdef extern from "column.h" nogil:
     void column_save(const column_t *column, column_mark_t *mark)
     void column_restore(column_t *column, const column_mark_t *mark)
     size_t column_bytes(const column_t *column)
+    size_t column_least_bytes(const column_t *column)
     void column_clear(column_t *column)
     void column_free(column_t *column)
     int column_append_fixed(column_t *column, uint64_t value)
     int column_append_text(column_t *column, const uint8_t *p, size_t size)
     int column_append_default(column_t *column)
     int column_fill_default(column_t *column, size_t rows)
-    int column_repeat_low(column_t *column, size_t rows)
+    int column_repeat_text(column_t *column, size_t row_bytes, size_t rows)
     int column_fill_text(column_t *column, const uint8_t *p, size_t size, size_t rows)
     int append_sized_text(buffer_t *out, const uint8_t *p, size_t size, size_t max)
     void map_begin(column_t *column)
@@ -106,6 +107,9 @@ cdef extern from "time.h" nogil:
 
 cdef extern from "cityhash.h" nogil:
     void cityhash128(const uint8_t *p, size_t n, uint64_t *out)
+
+cdef extern from "string.h" nogil:
+    const void *memmem(const void *p, size_t size, const void *needle, size_t needle_size)
 
 cdef extern from * nogil:
     """

@@ -268,6 +268,9 @@ cdef int append_compact(decoder_t *d, const uint8_t *p, const uint8_t *end, buff
     j.p = p
     j.end = end
     j.nan_literals = True
+    # Rarely is it longer than as sent.
+    if buffer_reserve(out, <size_t> (end - p)) < 0:
+        return NO_MEMORY
     while j.p < end and status == 0:
         if j.p[0] == 34:
             read_string(d, &j, &string)
@@ -328,42 +331,72 @@ def json_check(body, *, bint nan_literals=False):
         PyBuffer_Release(&view)
 
 
-def json_member(body, bytes name not None):
-    """The text of a top-level member that is a string; ``b""`` for another type, None where there is none.
+cdef int find_last_member(decoder_t *d, json_t *j, text_t *name, bint plain, buffer_t *work,
+                          json_value_t *found) noexcept nogil:
+    """The value of the last member of that name in the object at the cursor, as far as it is JSON; type 0: none.
 
-    The body need only be JSON up to there; of a member that comes twice the first counts.
+    ``plain``: the name can only be written as it is, or with an escape that begins with a backslash and a u.
     """
-    cdef decoder_t d
-    cdef json_t j
     cdef json_value_t value
     cdef string_t key
     cdef text_t text
+    cdef int status
+    found.type = 0
+    skip_space(j)
+    if j.p >= j.end or j.p[0] != 123:
+        return OK
+    status = open_container(d, j, 123, 0)
+    while status == 1:
+        if read_member(d, j, &key) < 0:
+            return OK
+        if string_text(&key, work, &text) < 0:
+            return NO_MEMORY
+        if read_json(d, j, &value, 1) < 0:
+            return OK
+        if same_text(&text, name):
+            found[0] = value
+            # Most bodies have it once and early, and then need not be read twice.
+            if plain and memmem(j.p, <size_t> (j.end - j.p), name.p, name.size) == NULL and \
+                    memmem(j.p, <size_t> (j.end - j.p), b"\\u", 2) == NULL:
+                return OK
+        status = next_item(d, j, 125)
+    return OK
+
+
+def json_member(body, bytes name not None):
+    """The text of a top-level member that is a string; ``b""`` for another type, None where there is none.
+
+    The body is read as far as it is JSON; of a member that comes twice the last counts.
+    """
+    cdef decoder_t d
+    cdef json_t j
+    cdef json_value_t found
+    cdef string_t string
+    cdef text_t text
     cdef buffer_t work
     cdef Py_buffer view
+    cdef int status
+    cdef bint plain = name.replace(b"_", b"").isalnum()
     memset(&work, 0, sizeof(work))
     PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
     try:
         begin(&d, &view, 0, 0, INT64_MAX, 0)
         start_json(&d, &j, MAX_OTLP_JSON_DEPTH, True)
-        skip_space(&j)
-        if j.p >= j.end or j.p[0] != 123 or open_container(&d, &j, 123, 0) <= 0:
+        text.p = <const uint8_t *> <const char *> name
+        text.size = len(name)
+        if may_release(&view):
+            with nogil:
+                status = find_last_member(&d, &j, &text, plain, &work, &found)
+        else:
+            status = find_last_member(&d, &j, &text, plain, &work, &found)
+        if status == OK and found.type == 34:
+            inside(&found, &string)
+            status = string_text(&string, &work, &text)
+        if status < 0:
+            raise MemoryError
+        if found.type == 0:
             return None
-        while True:
-            if read_member(&d, &j, &key) < 0 or string_text(&key, &work, &text) < 0:
-                return None
-            found = text.size == <size_t> len(name) and memcmp(text.p, <const char *> name, text.size) == 0
-            skip_space(&j)
-            if found and j.p < j.end and j.p[0] != 34:
-                return b""
-            if read_json(&d, &j, &value, 1) < 0:
-                return None
-            if found:
-                inside(&value, &key)
-                if string_text(&key, &work, &text) < 0:
-                    raise MemoryError
-                return PyBytes_FromStringAndSize(<const char *> text.p, text.size)
-            if next_item(&d, &j, 125) <= 0:
-                return None
+        return PyBytes_FromStringAndSize(<const char *> text.p, text.size) if found.type == 34 else b""
     finally:
         buffer_free(&work)
         PyBuffer_Release(&view)

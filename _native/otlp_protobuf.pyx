@@ -145,17 +145,28 @@ cdef int record_attribute(decoder_t *d, column_t *map, record_t *record, const u
         return check_dropped(d, &value)
     if is_key(&key, b"event.name", 10):
         record.named_by_attribute = True
-        d.event_name.size = 0
-        status = value_text(d, &value, &d.event_name)
+        status = keep_text(d, &value, &d.event_name)
     elif is_key(&key, b"log.record.uid", 14):
         record.has_record_id = True
-        d.record_id.size = 0
-        status = value_text(d, &value, &d.record_id)
+        status = keep_text(d, &value, &d.record_id)
     if status < 0:
         return status
     if map == NULL:
         return check_value(d, &value)
     return append_attribute(d, map, &key, &value)
+
+
+cdef int keep_text(decoder_t *d, value_t *value, buffer_t *kept) noexcept nogil:
+    """Keep a value's text, made once for all outputs, and let the value be that text: it may be a large map."""
+    cdef int status
+    if not d.counting:
+        return OK
+    kept.size = 0
+    status = value_text(d, value, kept)
+    value.kind = ANY_STRING
+    value.p = kept.data
+    value.size = kept.size
+    return status
 
 
 cdef int check_dropped(decoder_t *d, value_t *value) noexcept nogil:
@@ -458,9 +469,7 @@ cdef int decode_into_all(decoder_t *d, const uint8_t *p, size_t size) noexcept n
             if more < 0:
                 return more
             d.outputs[i].group_rows += 1
-    while d.joined_count > joined:
-        d.joined_count -= 1
-        buffer_free(&d.joined[d.joined_count])
+    release_joined(d, joined)
     if status == 0:
         if d.first_rejected < 0:
             d.first_rejected = <int64_t> d.records
@@ -543,13 +552,21 @@ cdef int fill_group_map(decoder_t *d, column_t *map, text_t *message, uint32_t n
 
 
 cdef int fill_group_text(decoder_t *d, column_t *column, text_t *text, size_t rows, bint again) noexcept nogil:
+    """A text column that all rows of the group share; ``again``: the newest row has this text already."""
+    cdef size_t row_bytes = 0
     if column == NULL:
         return OK
-    if again and column.kind == KIND_LOW:
-        return NO_MEMORY if column_repeat_low(column, rows) < 0 else OK
-    if column.kind == KIND_STRING and outgrows(d, text.size * rows):
+    if rows == 0:
+        return OK
+    if not again or column.kind != KIND_LOW:
+        row_bytes = column.data.size
+        if column_append_text(column, text.p, text.size) < 0:
+            return NO_MEMORY
+        row_bytes = column.data.size - row_bytes
+        rows -= 1
+    if outgrows(d, row_bytes * rows):
         return TOO_LARGE
-    return NO_MEMORY if column_fill_text(column, text.p, text.size, rows) < 0 else OK
+    return NO_MEMORY if column_repeat_text(column, row_bytes, rows) < 0 else OK
 
 
 cdef int fill_resource(decoder_t *d, int number, group_t *group, size_t rows) noexcept nogil:
@@ -649,6 +666,7 @@ cdef int decode_resource_logs(decoder_t *d, const uint8_t *p, size_t size) noexc
     cdef cursor_t c
     cdef field_t field
     cdef group_t group
+    cdef size_t joined
     cdef int more, resources = 0
     memset(&field, 0, sizeof(field))
     memset(&group, 0, sizeof(group))
@@ -675,6 +693,7 @@ cdef int decode_resource_logs(decoder_t *d, const uint8_t *p, size_t size) noexc
         more = group_attributes(d, NULL, group.resource.p, group.resource.size, 1, &group.service_name)
     if more < 0:
         return more
+    joined = d.joined_count
     c.p = p
     while True:
         more = next_field(d, &c, &field)
@@ -682,6 +701,7 @@ cdef int decode_resource_logs(decoder_t *d, const uint8_t *p, size_t size) noexc
             return more
         if field.wire == BYTES and field.number == 2:
             more = decode_scope_logs(d, &group, field.p, field.size)
+            release_joined(d, joined)
             if more < 0:
                 return more
 
@@ -701,6 +721,7 @@ cdef int decode_request(decoder_t *d, const uint8_t *p, size_t size) noexcept no
             break
         if field.wire == BYTES and field.number == 1:
             more = decode_resource_logs(d, field.p, field.size)
+            release_joined(d, 0)
             if more < 0:
                 return more
     if grown(d) > d.column_bytes_max:

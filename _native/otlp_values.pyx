@@ -264,7 +264,7 @@ cdef int append_json_map(decoder_t *d, const uint8_t *p, size_t size, int depth,
     cdef dictionary_t keys
     memset(&field, 0, sizeof(field))
     memset(&keys, 0, sizeof(keys))
-    if out != NULL:
+    if out != NULL and not is_single(d, p, size):
         status = last_places(d, p, size, depth, &keys, &entries)
         if status < 0:
             dictionary_free(&keys)
@@ -308,6 +308,15 @@ cdef int append_json_map(decoder_t *d, const uint8_t *p, size_t size, int depth,
     if status == OK and out != NULL and buffer_append_byte(out, 125) < 0:
         return NO_MEMORY
     return status
+
+
+cdef inline bint is_single(decoder_t *d, const uint8_t *p, size_t size) noexcept nogil:
+    """Whether a message has one field; what is malformed is found by whoever reads it."""
+    cdef cursor_t c
+    cdef field_t field
+    c.p = p
+    c.end = p + size
+    return next_field(d, &c, &field) == 1 and c.p == c.end
 
 
 cdef int last_places(decoder_t *d, const uint8_t *p, size_t size, int depth, dictionary_t *keys,

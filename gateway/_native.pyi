@@ -1,8 +1,9 @@
 """The compiled part's contract: bytes to columns to blocks, with no Python object per record.
 
-The GIL: ``otlp_protobuf``, ``otlp_json``, ``entries`` and ``json_check`` let go of it while they walk a body above
-64 KiB, so that a thread can decode while an event loop goes on; shorter ones keep it, since getting it back can
-take longer than they do. They keep it too for a body that somebody could change meanwhile (a bytearray).
+The GIL: ``otlp_protobuf``, ``otlp_json``, ``entries``, ``json_check`` and ``json_member`` let go of it while they
+walk a body above 64 KiB, so that a thread can decode while an event loop goes on; shorter ones keep it, since
+getting it back can take longer than they do. They keep it too for a body that somebody could change meanwhile (a
+bytearray).
 ``Columns.cut`` lets go of it in the same way, ``crc32c`` above 4 KiB.
 
 Sources in ``_native/``; ``mypy.stubtest`` holds this file to the built extension.
@@ -208,7 +209,10 @@ def json_check(body: Buffer, *, nan_literals: bool = ...) -> None:
     """Raise Malformed unless the bytes are one JSON value (RFC 8259), at most JSON_DEPTH_MAX deep."""
 
 def json_member(body: Buffer, name: bytes) -> bytes | None:
-    """The text of a top-level string member; ``b""`` for another type, None where there is none."""
+    """The text of a top-level string member; ``b""`` for another type, None where there is none.
+
+    The body is read as far as it is JSON; of a member that comes twice the last counts.
+    """
 
 def crc32c(data: Buffer, seed: int = 0, *, instruction: bool = ...) -> int:
     """The CRC-32C (Castagnoli) of the bytes that ``seed`` is the checksum of, followed by ``data``.

@@ -3,7 +3,8 @@
     POST /api/v1/logs/batch                {"api_key", "environment", "release", "logs": [entry, ...]}
     POST /api/v1/errors and /v1/errors     an error event, or an array of them
 
-The key is ``api_key`` in the body, else ``X-API-Key``, else Bearer; of an array of error events the first one's.
+The key is ``api_key`` in the body (the last one, should there be several), else ``X-API-Key``, else Bearer; of an
+array of error events the first one's.
 A body is JSON whatever its content type says: a page's ``sendBeacon`` cannot set one.
 
 Of a log entry:

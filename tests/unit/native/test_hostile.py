@@ -147,3 +147,57 @@ def test_a_record_below_the_size_limit_is_kept_in_json_as_in_protobuf() -> None:
     for decode, sent in ((otlp_protobuf, protobuf), (otlp_json, document)):
         columns = Columns(LAYOUT)
         assert decode(sent, PLAN, [columns], constants={}, arrival_ns=1).rows == 1
+
+
+def test_split_messages_cost_nothing_once_they_are_read() -> None:
+    record = message(2, (message(6, message(2, b"") + message(2, b"")) * 100))
+    columns = Columns(LAYOUT)
+    body = message(1, message(2, record * 2_000))
+    assert otlp_protobuf(body, PLAN, [columns], constants={}, arrival_ns=ARRIVAL_NS).rows == 2_000
+    scope = message(2, message(1, b"") + message(1, b"") + RECORD)
+    body = message(1, scope * 50_000)
+    assert otlp_protobuf(body, PLAN, [columns], constants={}, arrival_ns=ARRIVAL_NS).rows == 50_000
+
+
+def test_a_text_that_is_repaired_is_measured_repaired_before_it_is_repeated() -> None:
+    layout = (("url", "String"), ("body", "String"))
+    plan = OtlpPlan([(layout, {"url": "resource_schema_url", "body": "body"})])
+    columns = Columns(layout)
+    body = message(1, message(3, b"\xff" * 30_000) + message(2, RECORD * 100))
+    # As sent a hundred of them would fit.
+    with pytest.raises(TooLarge):
+        otlp_protobuf(body, plan, [columns], constants={}, arrival_ns=ARRIVAL_NS, column_bytes_max=4_000_000)
+    assert otlp_protobuf(body, plan, [columns], constants={}, arrival_ns=ARRIVAL_NS, column_bytes_max=9_100_000).rows
+    rows = read_block(columns.native()).table()
+    assert [row["url"] for row in rows] == ["\ufffd" * 30_000] * 100
+
+
+@pytest.mark.parametrize("records", [99, 100])
+def test_few_large_entries_meet_the_limit_as_soon_as_many_small_ones(records: int) -> None:
+    plan = EntryPlan([(LAYOUT, [("m", "text", "body", "")], {})])
+    columns = Columns(LAYOUT)
+    body = b"[" + b",".join([b'{"m":"' + b"x" * 10_000 + b'"}'] * 20 + [b'"malformed']) + b"]"
+    # Not having been read to its end, the body is too large and not malformed.
+    with pytest.raises(TooLarge):
+        entries(body, plan, [columns], constants={}, arrival_ns=ARRIVAL_NS, column_bytes_max=records * 1_000)
+
+
+@pytest.mark.parametrize(
+    ("type_", "fitting", "beyond"),
+    [("Int16", -32_768, 32_768), ("UInt16", 65_535, 65_536), ("UInt32", 2**32 - 1, 2**32), ("Int32", 5, -(2**31) - 1)],
+)
+@pytest.mark.parametrize("kind", ["int_value", "double_value", "string_value"])
+def test_an_integer_of_a_genai_event_that_does_not_fit_its_column_is_none(
+    type_: str, fitting: int, beyond: int, kind: str
+) -> None:
+    layout = (("n", type_),)
+    plan = OtlpPlan([(LAYOUT, FEEDS), (layout, {"n": "attribute:gen_ai.n"})], genai=[1])
+    request = ExportLogsServiceRequest()
+    scope = request.resource_logs.add().scope_logs.add()
+    for number in (fitting, beyond):
+        value = {"int_value": number, "double_value": float(number), "string_value": str(number)}[kind]
+        record = scope.log_records.add(event_name="gen_ai.x")
+        setattr(record.attributes.add(key="gen_ai.n").value, kind, value)
+    events = Columns(layout)
+    otlp_protobuf(request.SerializeToString(), plan, [Columns(LAYOUT), events], constants={}, arrival_ns=ARRIVAL_NS)
+    assert [row["n"] for row in read_block(events.native()).table()] == [fitting, 0]
