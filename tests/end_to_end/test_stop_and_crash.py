@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,46 @@ def test_a_stop_under_load_loses_nothing_and_leaves_no_process(new_gateway: NewG
     assert gateway.post("/", b'{"message":"after"}', demo["keys"]["loguro"]) == 202
 
 
+@pytest.mark.parametrize("delay_ms", ["0", "300"])
+def test_a_stop_meets_no_sender_on_a_kept_connection_with_a_reset(new_gateway: NewGateway, delay_ms: str) -> None:
+    """Each posts on one connection until an answer closes it, then on a new one, until nobody listens any more."""
+    gateway = new_gateway(WEIR__SHUTDOWN__DELAY_MS=delay_ms).start()
+    address, key = gateway.listen["ingest"][0], gateway.demo["keys"]["loguro"]
+    statuses: list[int] = []
+    troubles: list[str] = []
+
+    def sender() -> None:
+        connection = HTTPConnection(address, timeout=20)
+        while True:
+            try:
+                connection.connect()
+            except ConnectionRefusedError:
+                return
+            closes = False
+            while not closes:
+                try:
+                    connection.request("POST", "/", b'{"message":"kept"}', {"Authorization": f"Bearer {key}"})
+                    answer = connection.getresponse()
+                    answer.read()
+                except (OSError, HTTPException) as trouble:
+                    troubles.append(repr(trouble))
+                    return
+                statuses.append(answer.status)
+                closes = answer.headers["Connection"] == "close"
+            connection.close()
+
+    senders = [threading.Thread(target=sender) for _ in range(8)]
+    for one in senders:
+        one.start()
+    poll(lambda: len(statuses) >= 200, within_s=30, what="there is load")
+    code, _ = gateway.stop()
+    for one in senders:
+        one.join(30)
+    assert (code, troubles, set(statuses)) == (0, [], {202}), gateway.log()
+    gateway.start()
+    assert gateway.count("Body = 'kept'") == len(statuses)
+
+
 def test_clickhouse_killed_under_load_comes_back_and_nothing_accepted_is_missing(new_gateway: NewGateway) -> None:
     gateway = new_gateway().start()
     load = Load(gateway)
@@ -146,12 +187,24 @@ def test_a_stopping_gateway_says_so_and_goes_on_accepting_for_the_delay(new_gate
     key = gateway.demo["keys"]["loguro"]
     listen = gateway.listen
     assert gateway.request("/readyz", None, {}, at="admin")[0] == 200
+    kept = HTTPConnection(listen["ingest"][0], timeout=10)
+
+    def post_on_the_kept_connection() -> tuple[int, str | None]:
+        kept.request("POST", "/", b'{"message":"kept"}', {"Authorization": f"Bearer {key}"})
+        answer = kept.getresponse()
+        answer.read()
+        return answer.status, answer.headers["Connection"]
+
+    assert post_on_the_kept_connection() == (202, None)
     ended: list[tuple[int, float]] = []
     stopping = threading.Thread(target=lambda: ended.append(gateway.stop()))
     stopping.start()
     poll(lambda: gateway.request("/readyz", None, {}, at="admin")[0] == 503, within_s=1, what="it is not ready")
     assert gateway.listen == listen
     assert gateway.post("/", b'{"message":"late, and accepted"}', key) == 202
+    # It was not closed under its sender, and is after an answer that says so.
+    assert post_on_the_kept_connection() == (202, "close")
+    kept.close()
     stopping.join(20)
     assert [code for code, _ in ended] == [0]
     gateway.start()
