@@ -178,47 +178,47 @@ def json_batches(request: ExportLogsServiceRequest) -> dict[str, bytes]:
     }
 
 
-def cases(records: int) -> dict[str, tuple[int, int, Callable[[], object]]]:
-    """Name -> (records, body bytes, what to time)."""
-    request = otlp_request(records)
-    body = request.SerializeToString()
-    body_json = otlp_json(request)
+Case = tuple[int, int, Callable[[], object]]
+"""Records, body bytes, what to time."""
+
+
+def decoders(request: ExportLogsServiceRequest, columns: _native.Columns) -> dict[str, Case]:
+    """Each wire's body into the columns."""
+    records = sum(len(scope.log_records) for resource in request.resource_logs for scope in resource.scope_logs)
+    body, body_json = request.SerializeToString(), otlp_json(request)
     batches = json_batches(otlp_request(BATCH))
-    columns = _native.Columns(OTEL_LOGS.layout)
     plan = _native.OtlpPlan([(OTEL_LOGS.layout, OTEL_LOGS.feeds)])
-    names = [column.name for column in OTEL_LOGS.columns]
-    frame, row = names.index("SpoolFrame"), names.index("SpoolRow")
     first_id = bytes(16)
 
-    def entries(dialect: str, entry_plan: _native.EntryPlan, **more: Any) -> Callable[[], object]:
-        batch = batches[dialect]
-        return lambda: _native.entries(
-            batch, entry_plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS, nan_literals=True, **more
-        )
+    def otlp(decode: Callable[..., object], sent: bytes) -> Case:
+        return records, len(sent), lambda: decode(sent, plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS)
 
-    decoders: dict[str, tuple[int, int, Callable[[], object]]] = {
-        "otlp protobuf": (
-            records,
-            len(body),
-            lambda: _native.otlp_protobuf(body, plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS),
-        ),
-        "otlp json": (
-            records,
-            len(body_json),
-            lambda: _native.otlp_json(body_json, plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS),
-        ),
-        "loguro": (BATCH, len(batches["loguro"]), entries("loguro", loguro.PLAN)),
-        "proliferate": (
-            BATCH,
-            len(batches["proliferate"]),
-            entries("proliferate", proliferate.LOG_PLAN, partial=True, entries_max=BATCH),
-        ),
-        "streamlogia": (
-            BATCH,
-            len(batches["streamlogia"]),
-            entries("streamlogia", streamlogia.PLAN, problems_max=100, record_id=first_id),
-        ),
+    def entries(dialect: str, entry_plan: _native.EntryPlan, **more: Any) -> Case:
+        batch = batches[dialect]
+
+        def run() -> object:
+            return _native.entries(
+                batch, entry_plan, [columns], constants=CONSTANTS, arrival_ns=NOW_NS, nan_literals=True, **more
+            )
+
+        return BATCH, len(batch), run
+
+    return {
+        "otlp protobuf": otlp(_native.otlp_protobuf, body),
+        "otlp json": otlp(_native.otlp_json, body_json),
+        "loguro": entries("loguro", loguro.PLAN),
+        "proliferate": entries("proliferate", proliferate.LOG_PLAN, partial=True, entries_max=BATCH),
+        "streamlogia": entries("streamlogia", streamlogia.PLAN, problems_max=100, record_id=first_id),
     }
+
+
+def cases(records: int) -> dict[str, Case]:
+    """What is measured, by name."""
+    request = otlp_request(records)
+    body = request.SerializeToString()
+    columns = _native.Columns(OTEL_LOGS.layout)
+    names = [column.name for column in OTEL_LOGS.columns]
+    frame, row = names.index("SpoolFrame"), names.index("SpoolRow")
 
     def columns_only(decode: Callable[[], object]) -> Callable[[], None]:
         def run() -> None:
@@ -239,11 +239,11 @@ def cases(records: int) -> dict[str, tuple[int, int, Callable[[], object]]]:
     def copy() -> None:
         target[:] = body
 
-    table: dict[str, tuple[int, int, Callable[[], object]]] = {
+    table: dict[str, Case] = {
         "memcpy of the body": (records, len(body), copy),
         "upb: parse into objects": (records, len(body), lambda: ExportLogsServiceRequest.FromString(body)),
     }
-    for name, (count, size, decode) in decoders.items():
+    for name, (count, size, decode) in decoders(request, columns).items():
         table[f"{name} -> columns"] = (count, size, columns_only(decode))
         if name == "otlp protobuf":
             table[f"{name} -> block"] = (count, size, block(decode, "none"))
