@@ -21,12 +21,12 @@ from gateway.alerts.alerts import Alerts
 from gateway.config import Config
 from gateway.data_dir import DataDir
 from gateway.datasets.catalog import Catalog
+from gateway.delivery.adoption import adopt
 from gateway.delivery.block import Durability
 from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.settings import Settings
-from gateway.delivery.spool import adopt
 from gateway.dialects import NEVER_RETRYING, registry
 from gateway.engines import clickhouse_client
 from gateway.http import reads, status, streamlogia_reads

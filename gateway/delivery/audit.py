@@ -76,6 +76,8 @@ class Audit:
                 await self.look()
             except DeliveryError as error:
                 log.debug("ClickHouse cannot be asked for its uptime: %s", error)
+            except Exception:  # A fault of ours must not end the watch.
+                log.exception("the audit stumbled and goes on")
 
     async def look(self) -> None:
         """Ask whether the server started anew, and if so, count. Raises DeliveryError when it cannot be asked."""

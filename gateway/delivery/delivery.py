@@ -388,8 +388,8 @@ class Delivery:
         }
         metrics.spool_bytes.read = lambda: {(): self._room.used_bytes}
         metrics.spool_capacity_bytes.read = lambda: {(): self._room.bytes_max}
-        metrics.spool_disk_bytes.read = lambda: {(): self._spool.disk_bytes}
-        metrics.spool_segments.read = lambda: {(): self._spool.segments}
+        metrics.spool_disk_bytes.read = lambda: {(): self._spool.ledger.disk_bytes}
+        metrics.spool_segments.read = lambda: {(): len(self._spool.ledger.segments)}
         metrics.spool_failures.read = lambda: {(): self._spool.failures}
         metrics.spool_damaged_bytes.read = lambda: {(): self._spool.damaged_bytes}
 

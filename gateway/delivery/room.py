@@ -34,7 +34,7 @@ class Room:
     @property
     def used_bytes(self) -> int:
         """Of disk, for rows that are not stored: the rows' own, or the files that cannot go because of them."""
-        return max(self._spool.live_bytes, self._pinned_bytes)
+        return max(self._spool.ledger.live_bytes, self._pinned_bytes)
 
     @property
     def trouble(self) -> str:
@@ -44,16 +44,16 @@ class Room:
     @property
     def is_crowded(self) -> bool:
         """Whether the spool's files, needed or not, take most of the budget."""
-        return self._spool.disk_bytes > SHARED_PART * self.bytes_max
+        return self._spool.ledger.disk_bytes > SHARED_PART * self.bytes_max
 
     def look(self) -> None:
         """Ask the disk how much there is. To be called every second or so."""
-        self._pinned_bytes = self._spool.pinned_bytes
+        self._pinned_bytes = self._spool.ledger.pinned_bytes
         free = self._spool.free_bytes()
         if free is not None:
-            ours = self._spool.disk_bytes + free - self._settings.spool_free_bytes_min
+            ours = self._spool.ledger.disk_bytes + free - self._settings.spool_free_bytes_min
             self.bytes_max = max(0, min(self._settings.spool_bytes_max, ours))
-        settled = self._spool.settled_bytes
+        settled = self._spool.ledger.settled_bytes
         self._drain.add(settled - self._seen_bytes)
         self._seen_bytes = settled
 
@@ -62,7 +62,7 @@ class Room:
         used = self.used_bytes
         if used + wanted_bytes <= SHARED_PART * self.bytes_max:
             return
-        held = self._spool.project_bytes
+        held = self._spool.ledger.project_bytes
         mine = held.get(project_id, 0)
         share = SHARED_PART * self.bytes_max / max(1, len(held) + (project_id not in held))
         full = used + wanted_bytes > FULL_PART * self.bytes_max

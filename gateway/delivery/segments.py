@@ -133,6 +133,12 @@ def segment_name(path: Path) -> SegmentName | None:
     return SegmentName(*(int(group, 16) for group in found.groups())) if found else None
 
 
+def found_segments(directory: Path) -> list[tuple[SegmentName, Path]]:
+    """The segments of a slot's directory, oldest first."""
+    named = [(segment_name(path), path) for path in directory.iterdir()]
+    return sorted((name, path) for name, path in named if name is not None)
+
+
 def header(name: SegmentName, at_ms: int) -> bytes:
     """The first bytes of a segment that is made at ``at_ms``."""
     start = _HEADER.pack(MAGIC, VERSION, name.id, at_ms)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from gateway.delivery.adoption import adopt
 from gateway.delivery.block import Durability
 from gateway.delivery.disk import Disk
 from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.ledger import Ledger
 from gateway.delivery.segments import Frame, Kind, SegmentName, SegmentReader, segment_name
-from gateway.delivery.spool import Spool, adopt
 from gateway.errors import Overloaded
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import Engine, Rig, answered, rig, until, until_it
@@ -78,7 +79,7 @@ async def test_with_a_new_token_after_the_kill_they_are_doubled(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The positive control: the same, with SEALs that nobody heeds."""
-    monkeypatch.setattr(Spool, "_is_open", lambda spool, sealed: False)
+    monkeypatch.setattr(Ledger, "is_open", lambda ledger, sealed: False)
     async with rig(engine, tmp_path / "a", plan=[Fault("swallow")] * 100) as before:
         await kept(before, range(1_000))
         await until_it(lambda: has_stored(before, 1_000), "the insert is committed")
@@ -232,7 +233,7 @@ async def test_a_parked_table_does_not_keep_the_disk_of_the_others(engine: Engin
 
 async def test_without_compaction_it_would(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The positive control."""
-    monkeypatch.setattr("gateway.delivery.spool.SPARSE_SEGMENTS_MIN", 1 << 30)
+    monkeypatch.setattr("gateway.delivery.compaction.SPARSE_SEGMENTS_MIN", 1 << 30)
     both = (things(), things("others"))
     async with rig(engine, tmp_path / "a", tables=both, segment_bytes=64 << 10) as rig_:
         await rig_.run(f"DROP TABLE `{rig_.direct.database}`.others")

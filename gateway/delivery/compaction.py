@@ -1,0 +1,145 @@
+"""Give back the disk of segments in which little is left.
+
+Rows that wait for long - their table is parked - would hold a file each, and with it all files that speak
+of it. So what is left in such a file is copied to the newest. A copy names the segment it comes from and
+takes the place of the frame there; it and its origin are never both alive, whenever the power goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+from gateway.delivery.ledger import Ledger, Segment
+from gateway.delivery.seals import Sealed
+from gateway.delivery.segments import Frame, Kind, Member, Place, SegmentReader
+from gateway.delivery.writer import Entry
+
+log = logging.getLogger(__name__)
+
+SPARSE_SEGMENTS_MIN = 4
+"""So many segments' worth of disk is lost to what is settled before any is compacted,"""
+SPARSE_PART = 0.25
+"""and only those of which less than this part is left."""
+
+
+class Compaction:
+    """The compaction of one spool, one segment at a time.
+
+    ``append`` lines up an entry for the writer, ``skip`` says that frames need no insert, ``seal`` writes
+    a SEAL again.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        segment_bytes: int,
+        append: Callable[[Entry], None],
+        skip: Callable[[str, list[Member]], None],
+        seal: Callable[[Sealed], Awaitable[None]],
+    ) -> None:
+        self._ledger = ledger
+        self._segment_bytes = segment_bytes
+        self._append = append
+        self._skip = skip
+        self._seal = seal
+
+    async def run(self) -> None:
+        """Compact one segment, if there is one worth it."""
+        segment = self._sparse()
+        if segment is None:
+            return
+        unread, segment.unread = segment.unread, {}
+        moved: dict[int, int] = {}
+        try:
+            await self._copy(segment, await asyncio.to_thread(self._read_live, segment), moved)
+        except OSError as error:
+            log.warning("spool: %s could not be copied: %s", segment.name.file, error.strerror)
+            segment.unread, segment.stuck = unread, True
+            return
+        for token, home in list(self._ledger.homes.items()):
+            sealed = self._ledger.sealed.get(token)
+            if sealed is None:
+                continue  # done meanwhile
+            members = tuple((moved.get(frame, in_), frame) for in_, frame in sealed.members)
+            if members != sealed.members or home == segment.name.id:
+                await self._seal(Sealed(sealed.table, token, members, sealed.over))
+
+    def _sparse(self) -> Segment | None:
+        ledger = self._ledger
+        if ledger.disk_bytes - ledger.live_bytes < SPARSE_SEGMENTS_MIN * self._segment_bytes:
+            return None
+        homes = set(ledger.homes.values())
+        for segment in ledger.segments.values():
+            needed = segment.live or segment.name.id in homes
+            if not needed or segment.stuck or not segment.closed:
+                continue
+            if segment.live_bytes < SPARSE_PART * segment.bytes:
+                return segment
+        return None
+
+    async def _copy(self, segment: Segment, frames: Sequence[tuple[Frame, bytes]], moved: dict[int, int]) -> None:
+        """Append the frames again; ``moved`` is told where each is now. Raises OSError when any could not be."""
+        waiting: list[asyncio.Future[None]] = []
+        for frame, payload in frames:
+            copied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiting.append(copied)
+            self._append(
+                Entry(
+                    Kind.DATA,
+                    payload,
+                    partial(self._moved, segment, frame, moved, copied),
+                    partial(_not_copied, copied),
+                    number=frame.number,
+                    table=frame.table,
+                    project_id=frame.project_id,
+                    rows=frame.rows,
+                    at_ms=frame.at_ms,
+                    origin=segment.name.id,
+                )
+            )
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    def _moved(
+        self, segment: Segment, frame: Frame, moved: dict[int, int], copied: asyncio.Future[None], place: Place
+    ) -> None:
+        """A copy is kept; it stands for the frame from now on, unless that was settled meanwhile."""
+        ledger = self._ledger
+        ledger.add(frame.project_id, place)
+        ledger.segments[place.segment].names.add(segment.name.id)
+        moved[frame.number] = place.segment
+        if frame.number in segment.settled:
+            ledger.settle(place, frame.number, frame.project_id)
+            self._skip(frame.table, [(place.segment, frame.number)])
+        else:
+            ledger.settle(frame.place, frame.number, frame.project_id)
+            block = ledger.held.get(frame.number)
+            if block is not None and block.place == frame.place:
+                block.place = place
+            else:
+                ledger.leave_unread(frame.table, place)
+        if not copied.cancelled():
+            copied.set_result(None)
+
+    def _read_live(self, segment: Segment) -> list[tuple[Frame, bytes]]:
+        """What is not settled in a segment. Raises OSError where some of it cannot be read."""
+        live = []
+        with SegmentReader(segment.path, segment.name, segment.end) as reader:
+            for found in reader.frames():
+                if isinstance(found, Frame) and found.kind == Kind.DATA and found.number not in segment.settled:
+                    payload = reader.payload(found)
+                    if payload is None:
+                        raise OSError(errno.EIO, "damaged")
+                    live.append((found, payload))
+        return live
+
+
+def _not_copied(copied: asyncio.Future[None], error: OSError, _: int | None) -> None:
+    if not copied.cancelled():
+        copied.set_exception(error)

@@ -1,0 +1,149 @@
+"""What a spool knows of its segments and frames: which are held, settled, sealed, or only on disk.
+
+Plain counting, without files. Every change of a frame's state goes through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway.delivery.block import Block
+from gateway.delivery.seals import Sealed
+from gateway.delivery.segments import Place, SegmentName
+from gateway.delivery.walk import Walk
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """What is known of one segment file. ``bytes``: its size on disk, ``end``: how far it may be read.
+
+    ``live``: frames that are not settled; ``settled``: the numbers of those that are, while others are
+    not. ``unread``: per table, from where on frames may be neither held nor settled. ``names``: the
+    segments that its SEAL, DONE and SKIP frames and its copies speak of. ``stuck``: it cannot be compacted.
+    """
+
+    name: SegmentName
+    path: Path
+    bytes: int
+    end: int
+    closed: bool = False
+    live: int = 0
+    live_bytes: int = 0
+    settled: set[int] = field(default_factory=set)
+    unread: dict[str, int] = field(default_factory=dict)
+    names: set[int] = field(default_factory=set)
+    finished: float | None = None
+    stuck: bool = False
+
+
+class Ledger:
+    """The books of one spool.
+
+    ``segments`` by id, oldest first. ``held``: blocks in memory by frame number. ``sealed``: batches by
+    token that are not done, and ``homes`` the segment their SEAL is in; ``sealed_frames``: frames of
+    sealed batches that nobody has loaded yet. ``live_bytes``: of frames that are not settled, and
+    ``project_bytes`` the same per project; ``settled_bytes``: of all that were, so far.
+    """
+
+    def __init__(self) -> None:
+        self.segments: dict[int, Segment] = {}
+        self.held: dict[int, Block] = {}
+        self.sealed: dict[str, Sealed] = {}
+        self.homes: dict[str, int] = {}
+        self.sealed_frames: set[int] = set()
+        self.live_bytes = 0
+        self.settled_bytes = 0
+        self.project_bytes: dict[str, int] = {}
+
+    @property
+    def disk_bytes(self) -> int:
+        """What all segments take on disk."""
+        return sum(segment.bytes for segment in self.segments.values())
+
+    @property
+    def pinned_bytes(self) -> int:
+        """What the segments with frames that are not settled take on disk."""
+        return sum(
+            segment.bytes if segment.closed else segment.end for segment in self.segments.values() if segment.live
+        )
+
+    def add(self, project_id: str, place: Place) -> None:
+        """A DATA frame is on disk."""
+        segment = self.segments[place.segment]
+        segment.end = max(segment.end, place.offset + place.bytes)
+        segment.live += 1
+        segment.live_bytes += place.bytes
+        self.live_bytes += place.bytes
+        self.project_bytes[project_id] = self.project_bytes.get(project_id, 0) + place.bytes
+
+    def settle(self, place: Place, frame: int, project_id: str) -> None:
+        """Nothing is left to do for a frame."""
+        segment = self.segments[place.segment]
+        segment.live -= 1
+        segment.live_bytes -= place.bytes
+        segment.settled.add(frame)
+        self.live_bytes -= place.bytes
+        self.settled_bytes += place.bytes
+        left = self.project_bytes[project_id] - place.bytes
+        if left > 0:
+            self.project_bytes[project_id] = left
+        else:
+            del self.project_bytes[project_id]
+
+    def leave_unread(self, table: str, place: Place) -> None:
+        """A frame is on disk alone, to be found again."""
+        unread = self.segments[place.segment].unread
+        unread[table] = min(place.offset, unread.get(table, place.offset))
+
+    def is_known(self, segment: Segment, frame: int) -> bool:
+        """Whether a frame is settled, or somebody has it or will take it up."""
+        return frame in segment.settled or frame in self.held or frame in self.sealed_frames
+
+    def forget_seal(self, token: str) -> None:
+        """A batch is done, or never was under way."""
+        self.sealed.pop(token, None)
+        self.homes.pop(token, None)
+
+    def is_open(self, sealed: Sealed) -> bool:
+        """Whether some frame of a sealed batch is not settled."""
+        return any(
+            segment in self.segments and frame not in self.segments[segment].settled
+            for segment, frame in sealed.members
+        )
+
+    def removable(self, now: float, keep_s: float) -> list[Segment]:
+        """Takes out of the books, and returns, the segments that nobody needs: see the spool's invariant 4."""
+        homes = set(self.homes.values())
+        gone = []
+        for segment_id, segment in list(self.segments.items()):
+            if segment.live or not segment.closed or segment_id in homes:
+                continue
+            if segment.finished is None:
+                segment.finished = now
+            needed = any(other != segment_id and other in self.segments for other in segment.names)
+            if not needed and now - segment.finished >= keep_s:
+                gone.append(self.segments.pop(segment_id))
+        return gone
+
+    def take_over(self, walk: Walk, old: Sequence[int], seals: Sequence[Sealed]) -> list[Sealed]:
+        """Enter what earlier lives left in the segments ``old``; returns those of ``seals`` that are open."""
+        for segment_id in old:
+            segment = self.segments[segment_id]
+            segment.names = walk.names.get(segment_id, set())
+            segment.settled = walk.settled.get(segment_id, set())
+            segment.unread = walk.unread.get(segment_id, {})
+            segment.live = walk.frames.get(segment_id, 0)
+            segment.live_bytes = walk.live_bytes.get(segment_id, 0)
+            if segment_id in walk.unreadable:
+                segment.live += 1  # Nobody knows what it holds: it stays.
+        for project_id, project_bytes in walk.project_bytes.items():
+            self.project_bytes[project_id] = self.project_bytes.get(project_id, 0) + project_bytes
+            self.live_bytes += project_bytes
+        open_seals = [sealed for sealed in seals if self.is_open(sealed)]
+        for sealed in open_seals:
+            self.sealed[sealed.token] = sealed
+            self.homes[sealed.token] = walk.homes[sealed.token]
+            self.sealed_frames.update(frame for _, frame in sealed.members)
+        return open_seals

@@ -1,0 +1,102 @@
+"""What earlier lives left in a spool: its segments walked by their heads, the newest first.
+
+What became of a frame stands behind it, so walking back it is known before the frame is met, and nothing
+has to be remembered of the frames themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from gateway.delivery.quarantine import Quarantine
+from gateway.delivery.seals import Sealed
+from gateway.delivery.segments import HEADER_BYTES, Damage, Frame, Kind, Member, Place, SegmentName, SegmentReader
+
+log = logging.getLogger(__name__)
+
+
+def walk_segments(segments: Sequence[tuple[SegmentName, Path]], quarantine: Quarantine) -> Walk:
+    """Walk segments, given oldest first. Those that cannot be read are named in ``unreadable``."""
+    walk = Walk()
+    for name, path in reversed(segments):
+        try:
+            with SegmentReader(path, name) as reader:
+                _walk_one(reader, walk, quarantine)
+        except OSError as error:
+            log.error("spool: %s cannot be read: %s", name.file, error.strerror)  # noqa: TRY400
+            walk.unreadable.add(name.id)
+    return walk
+
+
+def _walk_one(reader: SegmentReader, walk: Walk, quarantine: Quarantine) -> None:
+    segment = reader.name.id
+    if fault := reader.header_fault():
+        log.error("spool: %s: %s; going by its name", reader.name.file, fault)
+        quarantine.take(reader, Place(segment, 0, HEADER_BYTES))
+    data: list[Frame] = []
+    for found in reader.frames():
+        if isinstance(found, Damage):
+            quarantine.take(reader, found.place)
+        elif found.kind == Kind.DATA:
+            data.append(found)
+            if found.origin:
+                walk.settle(segment, [(found.origin, found.number)])
+        elif (said := reader.members(found)) is None:
+            quarantine.take(reader, found.place)
+        else:
+            walk.records(found, *said)
+    walk.live(segment, data)
+
+
+class Walk:
+    """What the heads of old segments say, of each segment after those behind it."""
+
+    def __init__(self) -> None:
+        self.frames: dict[int, int] = {}
+        self.live_bytes: dict[int, int] = {}
+        self.copies: dict[int, int] = {}
+        self.homes: dict[str, int] = {}
+        self.unread: dict[int, dict[str, int]] = {}
+        self.settled: dict[int, set[int]] = {}
+        self.names: dict[int, set[int]] = {}
+        self.seals: dict[str, Sealed] = {}
+        self.rows: dict[tuple[str, str], int] = {}
+        self.project_bytes: dict[str, int] = {}
+        self.oldest_ms: int | None = None
+        self.unreadable: set[int] = set()
+
+    def records(self, frame: Frame, token: str, members: Iterable[Member]) -> None:
+        """A SEAL, DONE or SKIP."""
+        members = tuple(members)
+        if frame.kind == Kind.SEAL:
+            if token not in self.seals:
+                now = tuple((self.copies.get(number, segment), number) for segment, number in members)
+                self.seals[token] = Sealed(frame.table, token, now)
+                self.homes[token] = frame.place.segment
+            self.names.setdefault(frame.place.segment, set()).update(segment for segment, _ in members)
+        else:
+            self.settle(frame.place.segment, members)
+
+    def settle(self, by: int, members: Iterable[Member]) -> None:
+        """Segment ``by`` says that these frames are settled."""
+        for segment, number in members:
+            self.settled.setdefault(segment, set()).add(number)
+            self.names.setdefault(by, set()).add(segment)
+
+    def live(self, segment: int, data: Iterable[Frame]) -> None:
+        """The DATA frames of a segment, all that is behind them being known."""
+        settled = self.settled.get(segment, set())
+        for frame in data:
+            if frame.number in settled:
+                continue
+            self.frames[segment] = self.frames.get(segment, 0) + 1
+            self.live_bytes[segment] = self.live_bytes.get(segment, 0) + frame.place.bytes
+            if frame.origin:
+                self.copies.setdefault(frame.number, segment)
+            self.unread.setdefault(segment, {}).setdefault(frame.table, frame.place.offset)
+            key = (frame.project_id, frame.table)
+            self.rows[key] = self.rows.get(key, 0) + frame.rows
+            self.project_bytes[frame.project_id] = self.project_bytes.get(frame.project_id, 0) + frame.place.bytes
+            self.oldest_ms = frame.at_ms if self.oldest_ms is None else min(self.oldest_ms, frame.at_ms)
