@@ -8,6 +8,7 @@
     weir plans set | list
     weir keys create | list | set | revoke
     weir pat create | list | revoke
+    weir spool inspect | verify | export DIRECTORY      what waits on disk; beside a running gateway too
 
 Management commands speak to Postgres: the configured one, that of a gateway running on the same data
 directory, or one started for the moment. Exit codes: 0 done, 1 failed, 2 wrong usage.
@@ -20,7 +21,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,14 +32,16 @@ import uvloop
 
 from gateway import config, demo, logs
 from gateway.config import Config, ConfigError
-from gateway.data_dir import DataDirBusy
+from gateway.data_dir import DataDir, DataDirBusy
 from gateway.delivery.clickhouse import DeliveryError
+from gateway.delivery.inspection import Inspection
 from gateway.dialects import registry
 from gateway.embedded.child import EngineFailed
 from gateway.engines import clickhouse_client, control_store, lacking, migrate_tables, reach
 from gateway.foundation import CannotStart
 from gateway.tenants.pat_store import PatStore
 from gateway.tenants.postgres import ControlError, ControlStore
+from gateway.terminal import Progress
 from gateway.workers import supervisor
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -111,6 +114,11 @@ def parser() -> argparse.ArgumentParser:
     _add_plans(group("plans", "What the projects on them may send."), add)
     _add_keys(group("keys", "Who may send."), add)
     _add_pats(group("pat", "Who may read and control, in every project."), add)
+    spool = group("spool", "What was accepted and is not in ClickHouse yet.")
+    add(spool, "inspect", spool_inspect, "Show what each file of the spool holds, and what waits for each table.")
+    add(spool, "verify", spool_verify, "Check every byte of the spool; exit code 1 when any is damaged.")
+    export = add(spool, "export", spool_export, "Write the rows that wait to TABLE.native files, to insert by hand.")
+    export.add_argument("to", type=Path, metavar="DIRECTORY", help="made where it is not there; docs/spool.md")
     return root
 
 
@@ -381,6 +389,57 @@ async def keys_revoke(arguments: Arguments, settings: Config) -> int:
         raise CommandFailed(f"there is no live key {arguments.key_id}; `weir keys list` shows their ids")
     _print({"id": arguments.key_id, "revoked": True}, arguments.json)
     return DONE
+
+
+async def spool_inspect(arguments: Arguments, settings: Config) -> int:
+    described = (await _inspected(settings, whole=False)).described()
+    if arguments.json:
+        _print(described, as_json=True)
+        return DONE
+    for title, rows in described.items():
+        print(f"{title}{':' if rows else ': none'}")
+        _print(rows, as_json=False)
+    return DONE
+
+
+async def spool_verify(arguments: Arguments, settings: Config) -> int:
+    inspection = await _inspected(settings, whole=True)
+    faults = [fault for segment in inspection.segments for fault in segment.faults]
+    frames = sum(sum(segment.frames.values()) for segment in inspection.segments)
+    found = {"segments": len(inspection.segments), "frames": frames, "damage": len(faults)}
+    _print({**found, "faults": faults} if arguments.json else found, arguments.json)
+    if faults and not arguments.json:
+        print(*faults, sep="\n", file=sys.stderr)
+    return FAILED if faults else DONE
+
+
+async def spool_export(arguments: Arguments, settings: Config) -> int:
+    inspection = await _inspected(settings, whole=False)
+    arguments.to.mkdir(mode=0o700, parents=True, exist_ok=True)
+    await _shown("Writing", inspection.export(arguments.to))
+    faults = [fault for segment in inspection.segments for fault in segment.faults]
+    tables = inspection.described()["tables"]
+    _print({"tables": tables, "faults": faults} if arguments.json else tables, arguments.json)
+    if not arguments.json:
+        print(*faults, "docs/spool.md says how to insert them and double no row.", sep="\n", file=sys.stderr)
+    return FAILED if faults else DONE
+
+
+async def _inspected(settings: Config, *, whole: bool) -> Inspection:
+    inspection = Inspection(DataDir(settings.data_path).spool, whole=whole)
+    await _shown("Reading the spool", inspection.read())
+    return inspection
+
+
+async def _shown(what: str, steps: Iterator[tuple[int, int]]) -> None:
+    """Work in steps of (done, of), shown as it goes, and stopped by Ctrl-C between two of them."""
+    progress = Progress(what, sys.stderr)
+    try:
+        for done, of in steps:
+            progress.show(done, of)
+            await asyncio.sleep(0)
+    finally:
+        progress.end()
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ FLOORS = {
     "app": 4, "foundation": 4,
     "http": 3, "engines": 3, "demo": 3,
     "dialects": 2, "tenants": 2, "delivery": 2, "reading": 2, "datasets": 2, "alerts": 2, "embedded": 2,
-    "_native": 1, "config": 1, "metrics": 1, "data_dir": 1, "logs": 1,
+    "_native": 1, "config": 1, "metrics": 1, "data_dir": 1, "terminal": 1, "logs": 1,
     "errors": 0, "schema": 0,
 }  # fmt: skip
 
