@@ -79,9 +79,10 @@ class Place:
             self._note_end(life)
         return [life.last for life in lives]
 
-    async def roll(self, patience_s: float) -> None:
+    async def roll(self, patience_s: float) -> int | None:
         """Replaces the worker: the new one accepts before the old one stops.
 
+        Returns the old one's slot when rows were left in it, or may have been.
         Raises WorkerFailed when the new one cannot start; then the old one stays.
         """
         async with self._turn:
@@ -89,10 +90,12 @@ class Place:
             # Nobody is there, and what was left on the slot waits for the next one.
             await self._fill(self._slot if old is None else None)
             self._leaving = old
-        if old is not None:
-            await old.stop(patient=True, within_s=patience_s)
-            self._note_end(old)
-            self._leaving = None
+        if old is None:
+            return None
+        await old.stop(patient=True, within_s=patience_s)
+        self._note_end(old)
+        self._leaving = None
+        return old.slot if old.last is None or old.last.waiting else None
 
     async def ask(self, what: str, kind: Any) -> Any:
         """What its worker says. Raises TimeoutError, ConnectionError."""
@@ -122,6 +125,15 @@ class Place:
             elif life.last is not None:  # it has ended meanwhile
                 told.append(life.last.counted)
         return together((past, *told)), bool(lives) and len(told) == len(lives)
+
+    async def has_caught_up(self, within_s: float) -> bool:
+        """Whether its worker answers and has no row older than ``within_s`` that is not stored."""
+        try:
+            families: list[Family] = await self.ask("metrics", list[Family])
+        except (TimeoutError, ConnectionError):
+            return False
+        ages = [family.samples for family in families if family.name == "weir_oldest_unstored_seconds"]
+        return all(age_s < within_s for samples in ages for _, _, age_s in samples)
 
     async def _fill(self, slot: int | None) -> None:
         life = await self._begin(self.number, slot)

@@ -19,8 +19,9 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -47,6 +48,9 @@ logger = logging.getLogger(__name__)
 _PROBE_STOP_S = 0.2
 _BIND_S_MAX = 1.0
 _BIND_POLL_S = 0.05
+_TAKE_OVER_S = 10.0
+"""How often to look after slots of nobody, as long as there are any."""
+_CAUGHT_UP_S = 5.0
 _SLOTS = range(1 << frames.SLOT_BITS)
 
 
@@ -62,9 +66,12 @@ class Supervisor(Collector):
             config, self.directory, on_clickhouse_restart=lambda: self.metrics.clickhouse_restarts.add(1)
         )
         self._not_ready, self._is_stopping = "starting", False
+        self._delay_s = 0.0
         self._parts = AsyncExitStack()
         self._places = [Place(number, self._begin, self._count_death) for number in range(config.workers)]
         self._starting_slots: set[int] = set()
+        self.owed_slots: set[int] = set()
+        """Where rows may lie that no worker knows of: left by one that was replaced, or killed with its supervisor."""
         self._bound: list[Bound] = []
         self._buckets = -1
         self._counted: dict[str, list[Family]] = {}
@@ -107,23 +114,38 @@ class Supervisor(Collector):
 
     async def stop(self) -> list[Ended | None]:
         """Stops everything that was started; returns the workers' last words, None of one that was killed."""
-        self._not_ready = "shutting down"
-        self._is_stopping = True
+        self._delay_s = 0.0 if self._not_ready else self.config.shutdown.delay_ms / 1000
+        self._not_ready, self._is_stopping = "shutting down", True
         await self._parts.aclose()
         return self._last
 
-    async def roll(self) -> None:
-        """Replaces the workers one after the other; stops at the first that cannot be replaced, which stays."""
+    async def roll(self, places: Iterable[Place] | None = None) -> None:
+        """Replaces workers, all of them unless named, one after the other.
+
+        Stops at the first that cannot be replaced, which stays.
+        """
         limits = self.config.limits
         patience_s = (limits.header_timeout_ms + limits.body_timeout_ms + STOP_MS_MAX) / 1000
-        logger.info("replacing the workers")
-        for place in self._places:
+        for place in self._places if places is None else places:
             try:
-                await place.roll(patience_s)
+                left = await place.roll(patience_s)
             except WorkerFailed as error:
                 logger.error("worker %d is not replaced: %s", place.number, error)  # noqa: TRY400 - the text says it all
                 return
-        logger.info("the workers are replaced")
+            if left is not None:
+                self.owed_slots.add(left)
+            logger.info("worker %d is replaced", place.number)
+
+    async def take_over(self) -> None:
+        """Replaces a worker, if one has caught up, so that the new one takes over what lies in slots of nobody."""
+        spool = self.directory.spool
+        self.owed_slots = {slot for slot in self.owed_slots if frames.is_open(spool, slot) or _holds(spool, slot)}
+        if all(frames.is_open(spool, slot) for slot in self.owed_slots):
+            return
+        for place in self._places:
+            if await place.has_caught_up(_CAUGHT_UP_S):
+                await self.roll([place])
+                return
 
     async def ask(self, what: str, kind: Any) -> dict[int, Any]:
         """What each worker that is there says to ``what`` (``Worker.answers``), as a ``kind``."""
@@ -162,7 +184,7 @@ class Supervisor(Collector):
         for bound in self._bound:
             for one in (one for share in bound.shares for one in share):
                 one.close()
-        delay_s = self.config.shutdown.delay_ms / 1000
+        delay_s = self._delay_s
         within_s = (STOP_MS_MAX - ENGINES_MS) / 1000
         stopping = asyncio.gather(*(place.stop(delay_s=delay_s, within_s=within_s) for place in self._places))
         await asyncio.sleep(delay_s)  # until then everything goes on as before
@@ -173,8 +195,8 @@ class Supervisor(Collector):
         """A worker that accepts, on ``slot`` or on a free one. Raises WorkerFailed."""
         if self._is_stopping:
             raise WorkerFailed("the gateway is shutting down")
-        slots = self._slots(slot)
-        self._starting_slots.add(slots[0])
+        slots = self._slots(number, slot)
+        self._starting_slots.update(slots)
         orders = Orders(
             config=self._foundation.named_in(self.config),
             worker=number,
@@ -186,23 +208,29 @@ class Supervisor(Collector):
         try:
             await life.start()
         finally:
-            self._starting_slots.discard(slots[0])
+            self._starting_slots.difference_update(slots)
+        self.owed_slots.difference_update(slots)
         return life
 
-    def _slots(self, wanted: int | None) -> list[int]:
-        """The slots of a worker that begins: first its own, then those it is to adopt.
+    def _slots(self, number: int, wanted: int | None) -> list[int]:
+        """The slots of a worker that begins: first its own, then those whose segments it is to take over.
 
-        Its own is ``wanted``, else one that no worker has, of this gateway or of one that was killed and
-        whose workers are still storing what they had. One where rows were left goes first: there were more
-        workers once, or one was replaced while ClickHouse was away. When more such slots are left than
-        there are workers, the rest of them belong after a worker's own.
+        Its own is ``wanted``, else the lowest that nobody has: no worker of this gateway, nor one of a gateway
+        that was killed and whose workers are storing what they had. Segments are left where there were more
+        workers once, and where one was replaced; those of a start are dealt out.
         """
-        if wanted is not None:
-            return [wanted]
         spool = self.directory.spool
         taken = self._starting_slots.union(*(place.slots for place in self._places))
-        free = [slot for slot in _SLOTS if slot not in taken and not frames.is_open(spool, slot)]
-        return [next((slot for slot in free if any((spool / f"slot-{slot:02d}").glob("*.seg"))), free[0])]
+        others = [slot for slot in _SLOTS if slot not in taken]
+        free = [slot for slot in others if not frames.is_open(spool, slot)]
+        own = wanted if wanted is not None else free[0]
+        if self._not_ready != "starting":
+            return [own, *(slot for slot in free if slot != own and _holds(spool, slot))]
+        self.owed_slots.update(set(others).difference(free))
+        workers = self.config.workers
+        # The others are about to take theirs.
+        left = (slot for slot in free[workers - number :] if _holds(spool, slot))
+        return [own, *(slot for slot in left if slot % workers == number)]
 
     def _count_death(self, number: int) -> None:
         self.metrics.worker_restarts.add(1, str(number))
@@ -257,9 +285,19 @@ async def serve(config: Config) -> bool:
 async def _roll_when_asked(supervisor: Supervisor, starting: asyncio.Task[str], asked: asyncio.Event) -> None:
     await asyncio.wait({starting})
     while True:
-        await asked.wait()
-        asked.clear()
-        await supervisor.roll()
+        try:
+            async with asyncio.timeout(_TAKE_OVER_S if supervisor.owed_slots else None):
+                await asked.wait()
+        except TimeoutError:
+            await supervisor.take_over()
+        else:
+            asked.clear()
+            await supervisor.roll()
+
+
+def _holds(spool: Path, slot: int) -> bool:
+    """Whether there are segments in a slot."""
+    return any(frames.slot_place(spool, slot).glob("*.seg"))
 
 
 async def _bind_soon(address: str, processes: int) -> Bound:

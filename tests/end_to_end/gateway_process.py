@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,13 @@ def poll(condition: Callable[[], Any], *, within_s: float, what: str) -> Any:
             raise AssertionError(f"not within {within_s} s: {what}")
         time.sleep(0.02)
     return found
+
+
+def free_port() -> int:
+    """One that nobody has at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class GatewayProcess:

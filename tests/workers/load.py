@@ -6,6 +6,8 @@ import http.client
 import json
 import threading
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from tests.end_to_end.gateway_process import GatewayProcess, poll
 
@@ -15,13 +17,14 @@ class Load:
 
     ``accepted`` has the id of every record with a 2xx; ``answers`` counts statuses; ``troubles`` counts
     what is no answer, by the name of the exception: ConnectionRefusedError, ConnectionResetError,
-    RemoteDisconnected (closed without an answer) and so on.
+    RemoteDisconnected (closed without an answer) and so on. ``demo``: the keys, if not the gateway's own.
     """
 
-    def __init__(self, gateway: GatewayProcess, senders: int = 4) -> None:
+    def __init__(self, gateway: GatewayProcess, demo: Mapping[str, Any] | None = None, senders: int = 4) -> None:
+        keys = (demo or gateway.demo)["keys"]
         self._address = gateway.listen["ingest"][0]
         self._headers = {
-            "Authorization": f"Bearer {gateway.demo['keys']['loguro']}",
+            "Authorization": f"Bearer {keys['loguro']}",
             "Content-Type": "application/json",
         }
         self._done = threading.Event()
@@ -74,7 +77,7 @@ def workers_of(gateway: GatewayProcess) -> list[int]:
     return sorted(pid for pid, called in gateway.descendants().items() if "gateway.workers.worker" in called)
 
 
-def assert_stored_once(gateway: GatewayProcess, load: Load) -> None:
+def assert_stored_once(gateway: GatewayProcess, load: Load, within_s: float = 60) -> None:
     """Every accepted record is there, and none twice."""
     sql = "SELECT LogAttributes['id'] AS id FROM otel_logs WHERE Body = 'load'"
     wanted, found = set(load.accepted), [""]
@@ -83,5 +86,5 @@ def assert_stored_once(gateway: GatewayProcess, load: Load) -> None:
         found[:] = [row["id"] for row in gateway.query(sql)]
         return wanted <= set(found) and gateway.metric("weir_rows_buffered") == 0
 
-    poll(is_there, within_s=60, what=f"{len(wanted)} records are stored")
+    poll(is_there, within_s=within_s, what=f"{len(wanted)} records are stored")
     assert len(found) == len(set(found)), "stored twice"

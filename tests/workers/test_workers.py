@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import NewGateway
-from tests.end_to_end.gateway_process import GatewayProcess, command_line, poll
+from tests.end_to_end.gateway_process import GatewayProcess, command_line, free_port, poll
 from tests.workers.load import Load, assert_stored_once, workers_of
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes through /proc")
@@ -184,3 +184,47 @@ def test_a_request_under_way_is_answered_by_the_worker_that_is_replaced(new_gate
     assert connection.getresponse().status == 202
     poll(lambda: not set(before) & set(workers_of(gateway)), within_s=20, what="the old one is gone")
     connection.close()
+
+
+def away(new_gateway: NewGateway, first: GatewayProcess, port: int, workers: int) -> GatewayProcess:
+    """A gateway on the Postgres of ``first`` and a ClickHouse at a port where there is none yet."""
+    return new_gateway(
+        "second",
+        WEIR__WORKERS=str(workers),
+        WEIR__CLICKHOUSE__URL=f"http://127.0.0.1:{port}",
+        WEIR__POSTGRES__DSN=(first.data_dir / "postgres.dsn").read_text().strip(),
+        WEIR__SHUTDOWN__FLUSH_MS_MAX="300",
+    )
+
+
+def slots_with_segments(gateway: GatewayProcess) -> set[str]:
+    return {path.parent.name for path in (gateway.data_dir / "spool").glob("slot-*/*.seg")}
+
+
+def test_fewer_workers_store_what_more_of_them_have_left(new_gateway: NewGateway) -> None:
+    first = new_gateway("first").start()
+    second = away(new_gateway, first, free_port(), 2).start()
+    with Load(second, first.demo, senders=8) as load:
+        poll(
+            lambda: len(by_worker(second, "weir_requests_accepted_total")) == 2, within_s=20, what="both have something"
+        )
+    assert second.stop()[0] == 0
+    assert slots_with_segments(second) == {"slot-00", "slot-01"}
+    second.environ |= {"WEIR__WORKERS": "1", "WEIR__CLICKHOUSE__URL": first.listen["clickhouse"]}
+    second.start()
+    assert_stored_once(second, load)
+
+
+def test_what_a_replaced_worker_could_not_store_is_taken_over(new_gateway: NewGateway) -> None:
+    port = free_port()
+    first = new_gateway("first").start()
+    second = away(new_gateway, first, port, 1).start()
+    with Load(second, first.demo) as load:
+        before = workers_of(second)
+        os.kill(second.pid, signal.SIGUSR2)
+        poll(lambda: not set(before) & set(workers_of(second)), within_s=60, what="the worker is new")
+    assert slots_with_segments(second) == {"slot-00", "slot-01"}
+    assert "wait in the spool" in second.log()
+    # Its tables are first's: a ClickHouse of the same schema, later at that port.
+    new_gateway("late", WEIR__CLICKHOUSE__EMBEDDED_PORT=str(port)).start()
+    assert_stored_once(second, load, within_s=120)
