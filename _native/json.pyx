@@ -331,11 +331,23 @@ def json_check(body, *, bint nan_literals=False):
         PyBuffer_Release(&view)
 
 
+cdef bint may_be_escaped(json_t *j) noexcept nogil:
+    """Whether a letter, a digit or an underscore is written as an escape somewhere: \\u0030 to \\u007f."""
+    cdef const uint8_t *p = j.p
+    while True:
+        p = <const uint8_t *> memchr(p, 92, <size_t> (j.end - p))
+        if p == NULL or j.end - p < 6:
+            return False
+        if p[1] == 117 and p[2] == 48 and p[3] == 48 and 51 <= p[4] <= 55:
+            return True
+        p += 1
+
+
 cdef int find_last_member(decoder_t *d, json_t *j, text_t *name, bint plain, buffer_t *work,
                           json_value_t *found) noexcept nogil:
     """The value of the last member of that name in the object at the cursor, as far as it is JSON; type 0: none.
 
-    ``plain``: the name can only be written as it is, or with an escape that begins with a backslash and a u.
+    ``plain``: it is a name of letters, digits and underscores, which are written as they are or as \\u00..
     """
     cdef json_value_t value
     cdef string_t key
@@ -356,8 +368,7 @@ cdef int find_last_member(decoder_t *d, json_t *j, text_t *name, bint plain, buf
         if same_text(&text, name):
             found[0] = value
             # Most bodies have it once and early, and then need not be read twice.
-            if plain and memmem(j.p, <size_t> (j.end - j.p), name.p, name.size) == NULL and \
-                    memmem(j.p, <size_t> (j.end - j.p), b"\\u", 2) == NULL:
+            if plain and not may_be_escaped(j) and memmem(j.p, <size_t> (j.end - j.p), name.p, name.size) == NULL:
                 return OK
         status = next_item(d, j, 125)
     return OK
