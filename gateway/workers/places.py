@@ -25,6 +25,9 @@ DELAY_MAX_S = 1.0
 STEADY_S = 1.0
 """Who lived so long is replaced at once; a shorter life doubles the delay."""
 ANSWER_S_MAX = 1.0
+WATCH_S = 5.0
+HANGS_S = 30.0
+"""A worker that says nothing for so long will say nothing any more; its connections wait for nothing."""
 
 
 class Place:
@@ -41,10 +44,11 @@ class Place:
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        watch_s: float = WATCH_S,
     ) -> None:
         self.number = number
         self._begin, self._on_death = begin, on_death
-        self._clock, self._sleep = clock, sleep
+        self._clock, self._sleep, self._watch_s = clock, sleep, watch_s
         self._life: Life | None = None
         self._leaving: Life | None = None
         self._past: list[Family] = []
@@ -143,7 +147,11 @@ class Place:
         keeper.add_done_callback(self._keepers.discard)
 
     async def _keep(self, life: Life, began_s: float) -> None:
-        status = await life.ended()
+        watching = asyncio.create_task(self._watch(life))
+        try:
+            status = await life.ended()
+        finally:
+            watching.cancel()
         if self._life is not life:
             return  # it was replaced
         self._life = None
@@ -158,6 +166,19 @@ class Place:
             async with self._turn:
                 if self._life is None:
                     await self._try_to_fill()
+
+    async def _watch(self, life: Life) -> None:
+        """Kills a worker that hangs."""
+        while True:
+            await asyncio.sleep(self._watch_s)
+            try:
+                await life.ask("trouble", str, HANGS_S)
+            except TimeoutError:
+                logger.error("worker %d has not answered for %.0f s: killing it", self.number, HANGS_S)  # noqa: TRY400
+                await life.kill()
+                return
+            except ConnectionError:
+                return
 
     def _note_end(self, life: Life) -> None:
         if life.last is not None:

@@ -21,6 +21,7 @@ class ScriptedLife:
     def __init__(self, slot: int) -> None:
         self.slot, self.pid = slot, 1
         self.last: Ended | None = None
+        self.hangs = False
         self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def ended(self) -> int:
@@ -31,7 +32,14 @@ class ScriptedLife:
         self._status.set_result(status)
 
     async def ask(self, *_: object) -> object:
-        raise ConnectionError("the test says so")
+        if self.hangs:
+            raise TimeoutError
+        if self._status.done():
+            raise ConnectionError
+        return ""
+
+    async def kill(self) -> None:
+        self.end(-9)
 
     async def stop(self, **_: object) -> None:
         if not self._status.done():
@@ -45,7 +53,7 @@ class Rig:
         self.now_s, self.failures, self.deaths = 0.0, 0, 0
         self.lives: list[ScriptedLife] = []
         self.slept: list[float] = []
-        self.place = Place(0, self._begin, self._died, clock=lambda: self.now_s, sleep=self._sleep)
+        self.place = Place(0, self._begin, self._died, clock=lambda: self.now_s, sleep=self._sleep, watch_s=0)
 
     async def _begin(self, number: int, slot: int | None) -> Life:
         await asyncio.sleep(0)
@@ -103,12 +111,26 @@ async def test_one_that_dies_again_and_again_is_followed_ever_more_slowly_and_fo
     assert rig.slept[-1] == 0.0
 
 
+async def test_one_that_hangs_is_killed_and_followed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    rig = Rig()
+    await rig.place.start()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(rig.lives) == 1, "one that answers lives on"
+    rig.now_s += 60
+    rig.lives[-1].hangs = True
+    await rig.until(lambda: len(rig.lives) == 2)
+    assert (rig.place.slots, rig.deaths) == ({0}, 1)
+
+
 async def test_one_that_is_replaced_keeps_its_slot_until_it_has_ended_and_is_no_death() -> None:
     rig = Rig()
     await rig.place.start()
     await rig.place.roll(1)
     await rig.until(lambda: rig.place.slots == {1})
     assert ([life.slot for life in rig.lives], rig.deaths, rig.slept) == ([0, 1], 0, [])
+    rig.lives[1].end(0)
     families, _ = await rig.place.families()
     assert families == counted(5), "what it counted is counted on"
 
