@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -178,3 +179,19 @@ def test_columns_that_were_never_laid_out_refuse_everything() -> None:
             attempt()
     with pytest.raises(RuntimeError, match="never laid out"):
         otlp_protobuf(b"", OTLP, [columns], constants={}, arrival_ns=ARRIVAL_NS)
+
+
+def test_threads_that_decode_at_once_by_one_plan_write_what_each_would_alone() -> None:
+    bodies = {records: (otlp_text(records), entry_text(records)) for records in (3_000, 4_000, 5_000)}
+
+    def blocks(records: int) -> tuple[bytes, bytes]:
+        sent, listed = bodies[records]
+        otlp, flat = Columns(LAYOUT), Columns(LAYOUT)
+        otlp_json(sent, OTLP, [otlp], constants={}, arrival_ns=ARRIVAL_NS)
+        entries(listed, ENTRIES, [flat], constants={}, arrival_ns=ARRIVAL_NS)
+        return otlp.cut(frame=1), flat.cut(frame=1)
+
+    expected = {records: blocks(records) for records in bodies}
+    with ThreadPoolExecutor(3) as threads:
+        turns = [records for _ in range(10) for records in bodies]
+        assert list(threads.map(blocks, turns)) == [expected[records] for records in turns]
