@@ -19,7 +19,7 @@ from dataclasses import dataclass
 class Fault:
     """What happens to one exchange.
 
-    ``kind``: ``swallow`` (forward, read the whole answer, then reset), ``reset`` (reset after
+    ``kind``: ``pass`` (nothing does), ``swallow`` (forward, read the whole answer, then reset), ``reset`` (reset after
     ``at_byte`` bytes of the request were forwarded), ``reset_unsent`` (reset, nothing forwarded),
     ``answer`` (do not forward; answer with ``status``, ``headers`` and ``body``), ``rewrite`` (forward,
     then answer with those instead), ``half_open`` (forward, then never answer), ``truncate`` (forward,
@@ -82,6 +82,8 @@ class Proxy:
         if self.applies(head):
             self.seen += 1
             fault = self.plan.popleft() if self.plan else None
+            if fault is not None and fault.kind == "pass":
+                fault = None
         kind = fault.kind if fault else ""
         if fault is not None and kind == "answer":
             await _request(reader, head)

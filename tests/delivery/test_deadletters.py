@@ -1,0 +1,205 @@
+"""Rows that no table would take become dead letters, alone; and a replay stores each of them once."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import stat
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.delivery.block import Receipt
+from gateway.delivery.deadletter import DeadLetters, LetterFile
+from gateway.schema import create_table
+from tests.delivery.conftest import OpenRig
+from tests.delivery.rig import Engine, Rig, answered, rig, until
+from tests.delivery.things import THINGS, numbered, things, write
+from tests.support.proxy import Fault
+
+CANARY = "canary-5f3a"
+GOOD, BAD = "a thing", f"a bad thing {CANARY}"
+
+
+async def narrow(rig: Rig, *, takes: str = GOOD) -> None:
+    """The table takes one body alone from now on, and no row yet."""
+    ddl = create_table(THINGS, database=rig.direct.database, version=(26, 9), retention_days=0)
+    await rig.run(f"DROP TABLE `{rig.direct.database}`.things SYNC")
+    await rig.run(ddl.replace("`Body` String", f"`Body` Enum8('{takes}' = 1)"))
+
+
+async def widen(rig: Rig, *, took: str = GOOD) -> None:
+    """The cause is mended: it takes both."""
+    other = BAD if took == GOOD else GOOD
+    where = f"`{rig.direct.database}`.things"
+    await rig.run(f"ALTER TABLE {where} MODIFY COLUMN `Body` Enum8('{took}' = 1, '{other}' = 2)")
+
+
+def send(rig: Rig, numbers: Sequence[int], bad: Sequence[int], *, project: str = "p") -> Receipt:
+    """One request, in which these numbers are bad."""
+    with rig.delivery.rows(project, 64 * len(numbers)) as rows:
+        for is_bad, run in groupby(numbers, key=set(bad).__contains__):
+            write(rows.columns("things"), numbered(run), body=BAD if is_bad else GOOD)
+        return rows.commit()
+
+
+def letters(rig: Rig) -> list[dict[str, Any]]:
+    """All there are, from the files."""
+    return [letter for file in files(rig.frames.place) for letter in file.letters()]
+
+
+def files(slot: Path) -> list[LetterFile]:
+    return DeadLetters(slot, bytes_max=0).files()
+
+
+def buried(rig: Rig) -> list[int]:
+    """The numbers in the dead letters."""
+    return sorted(letter["record"]["Number"] for letter in letters(rig))
+
+
+async def test_one_bad_row_of_ten_thousand_is_found_and_the_others_are_stored(
+    plain: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    await narrow(plain)
+    for start in range(0, 10_000, 1_000):
+        send(plain, range(start, start + 1_000), [7_341], project=f"p{start}")
+    await plain.flush()
+    assert await plain.stored() == [number for number in range(10_000) if number != 7_341]
+    (letter,) = letters(plain)
+    assert (letter["record"]["Number"], letter["record"]["Body"]) == (7_341, BAD)
+    assert letter["reason"]["code"] == 691
+    assert letter["reason"]["error"].endswith("UNKNOWN_ELEMENT_OF_ENUM")
+    assert (letter["table"], letter["project_id"], letter["row"]) == ("things", "p7000", 341)
+    assert plain.metrics.rows_dead_lettered.values == {("things",): 1}
+    plain.check_counters()
+    assert plain.held_bytes() == 0
+    assert CANARY not in caplog.text, "no log quotes a row"
+    for path in (plain.frames.place / "deadletters").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("bad", [0, 1, 4_095, 5_000, 9_999])
+async def test_the_search_takes_few_inserts(open_rig: OpenRig, bad: int) -> None:
+    rows = 10_000
+    async with open_rig(batch_age_ms=500.0) as rig:
+        await narrow(rig)
+        for start in range(0, rows, 500):
+            send(rig, range(start, start + 500), [bad])
+        await rig.flush()
+        assert buried(rig) == [bad]
+        assert rig.proxy.seen <= 2 * math.log2(rows) + 2
+
+
+async def test_several_bad_rows_are_found_together(open_rig: OpenRig) -> None:
+    bad = [0, 1, 2, 77, 1_500, 2_999]
+    async with open_rig(batch_age_ms=500.0) as rig:
+        await narrow(rig)
+        for start in range(0, 3_000, 100):
+            send(rig, range(start, start + 100), bad)
+        await rig.flush()
+        assert buried(rig) == bad
+        assert await rig.stored() == sorted(set(range(3_000)) - set(bad))
+        assert rig.proxy.seen <= len(bad) * (2 * math.log2(3_000) + 2)
+        rig.check_counters()
+
+
+async def test_rows_that_are_all_bad_are_all_kept(plain: Rig) -> None:
+    await narrow(plain)
+    send(plain, range(40), range(40))
+    await plain.flush()
+    assert await plain.stored() == []
+    assert buried(plain) == list(range(40))
+    assert plain.metrics.rows_stored.values.get(("things",), 0) == 0
+    plain.check_counters()
+
+
+async def test_poison_delays_no_other_rows(open_rig: OpenRig) -> None:
+    async with open_rig(tables=(things(), things("others")), batch_age_ms=5.0) as rig:
+        await narrow(rig)
+        send(rig, range(2_000), range(0, 2_000, 100))
+        await until(lambda: rig.proxy.seen > 3, "the search is under way")
+        send(rig, range(2_000, 2_100), [], project="q")
+        rig.send(range(50), table="others")
+        await until(lambda: rig.metrics.rows_stored.values.get(("others",)) == 50, "others go on")
+        assert not buried(rig), "and have not waited for the end of the search"
+        await rig.flush()
+        assert buried(rig) == list(range(0, 2_000, 100))
+        assert len(await rig.stored()) == 2_100 - 20
+
+
+@pytest.mark.parametrize("after", range(1, 14, 2))
+async def test_a_crash_in_the_middle_of_the_search_loses_and_doubles_nothing(
+    engine: Engine, tmp_path: Path, after: int
+) -> None:
+    """Killed after so many inserts, the last of which was committed without an answer."""
+    bad = [130, 131, 777]
+    async with rig(engine, tmp_path / "a", batch_age_ms=500.0) as before:
+        await narrow(before)
+        before.proxy.plan.extend([*[Fault("pass")] * after, *[Fault("swallow")] * 100_000])
+        for start in range(0, 1_000, 100):
+            await send(before, range(start, start + 100), bad).wait()
+        await until(lambda: before.proxy.seen > after + 2, "the search is under way")
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        await before.delivery.stop(0.0)
+        async with rig(engine, tmp_path / "b", database=before.direct.database) as again:
+            await again.flush()
+            assert buried(again) == bad
+            assert await again.stored() == sorted(set(range(1_000)) - set(bad))
+            again.check_counters()
+
+
+@pytest.mark.parametrize("after", range(1, 16, 2))
+async def test_a_cause_that_is_mended_between_crash_and_restart_doubles_nothing(
+    engine: Engine, tmp_path: Path, after: int
+) -> None:
+    """Then the refused batches would be taken: but parts of them are there already."""
+    async with rig(engine, tmp_path / "a", batch_age_ms=500.0) as before:
+        await stop_in_the_middle(before, after)
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        await before.delivery.stop(0.0)
+        await widen(before)
+        async with rig(engine, tmp_path / "b", database=before.direct.database) as again:
+            await again.flush()
+            assert await again.stored() == list(range(1_000))
+            assert letters(again) == []
+
+
+async def test_with_batches_sent_again_as_they_were_sealed_first_rows_are_doubled(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The positive control: the test above can fail. Here the oldest SEAL of a frame counts."""
+    async with rig(engine, tmp_path / "a", batch_age_ms=500.0) as before:
+        await stop_in_the_middle(before, 7)
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        await before.delivery.stop(0.0)
+        await widen(before)
+        monkeypatch.setattr("gateway.delivery.spool.disjoint", lambda seals: list(seals)[:1])
+        async with rig(engine, tmp_path / "b", database=before.direct.database) as again:
+            await again.flush()
+            assert len(await again.stored()) > 1_000
+
+
+async def stop_in_the_middle(rig: Rig, after: int) -> None:
+    """A search of 1,000 rows, two of them bad, that gets no answer any more after so many inserts."""
+    await narrow(rig)
+    rig.proxy.plan.extend([*[Fault("pass")] * after, *[Fault("swallow")] * 100_000])
+    for start in range(0, 1_000, 100):
+        await send(rig, range(start, start + 100), [450, 990]).wait()
+    await until(lambda: rig.proxy.seen > after + 2, "the search is under way")
+
+
+async def test_faults_during_the_search_lose_and_double_nothing(open_rig: OpenRig) -> None:
+    bad = [3, 500, 501, 1_999]
+    async with open_rig(batch_age_ms=200.0) as rig:
+        await narrow(rig)
+        faults = [Fault("swallow"), answered(503), Fault("pass"), answered(500, 241), Fault("reset", at_byte=900)]
+        rig.proxy.plan.extend([faults[turn % len(faults)] for turn in range(60)])
+        for start in range(0, 2_000, 200):
+            send(rig, range(start, start + 200), bad)
+        await rig.flush()
+        assert buried(rig) == bad
+        assert await rig.stored() == sorted(set(range(2_000)) - set(bad))
+        rig.check_counters()
