@@ -6,7 +6,6 @@ import asyncio
 import errno
 import itertools
 import os
-import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,8 +16,9 @@ import pytest
 
 from gateway.delivery import writer as module
 from gateway.delivery.disk import Disk
-from gateway.delivery.segments import Frame, Kind, Place, SegmentReader, segment_name
+from gateway.delivery.segments import Kind, Place, segment_name
 from gateway.delivery.writer import RESERVE, Entry, Left, Opened, Writer
+from tests.delivery.disks import Medium, Recording, Small, failing, frames
 from tests.delivery.rig import until
 
 SEGMENT_BYTES = 256 << 10
@@ -77,6 +77,15 @@ def made(directory: Path) -> Path:
     return directory
 
 
+async def hold(disk: Recording, bench: Bench) -> Told:
+    """Stop at the sync of one entry, so that what comes next gathers in one group."""
+    disk.go.clear()
+    disk.held.clear()
+    first = bench.append()
+    await until(disk.held.is_set, "the disk is held")
+    return first
+
+
 @asynccontextmanager
 async def writing(
     directory: Path, disk: Disk | None = None, *, start: bool = True, make: Callable[..., Writer] = Writer
@@ -100,152 +109,6 @@ async def writing(
         yield bench
     finally:
         await writer.stop()
-
-
-def frames(directory: Path) -> dict[int, Frame]:
-    """The whole frames of a directory by number; what is no frame fails."""
-    found: dict[int, Frame] = {}
-    for path in sorted(directory.iterdir()):
-        name = segment_name(path)
-        if name is None:
-            continue
-        with SegmentReader(path, name) as reader:
-            for frame in reader.frames(whole=True):
-                assert isinstance(frame, Frame)
-                found[frame.number] = frame
-    return found
-
-
-class Recording(Disk):
-    """The real disk. Says what it did to which file, can be held at a sync, and fails where it is told to."""
-
-    def __init__(self) -> None:
-        self.done: list[tuple[str, str]] = []
-        self.fails: Callable[[str, str], OSError | None] = lambda what, name: None
-        self.go = threading.Event()
-        self.go.set()
-        self.held = threading.Event()
-        self._names: dict[int, str] = {}
-
-    def _note(self, what: str, name: str) -> None:
-        self.done.append((what, name))
-        error = self.fails(what, name)
-        if error is not None:
-            raise error
-
-    def create(self, path: Path, size: int) -> int:
-        self._note("create", path.name)
-        descriptor = super().create(path, size)
-        self._names[descriptor] = path.name
-        return descriptor
-
-    def write(self, descriptor: int, buffers: Sequence[bytes], offset: int) -> None:
-        self._note("write", self._names[descriptor])
-        super().write(descriptor, buffers, offset)
-
-    def sync(self, descriptor: int) -> None:
-        self.held.set()
-        self.go.wait()
-        self._note("sync", self._names[descriptor])
-        super().sync(descriptor)
-
-    def sync_file(self, descriptor: int) -> None:
-        self._note("sync file", self._names[descriptor])
-        super().sync_file(descriptor)
-
-    def sync_directory(self, path: Path) -> None:
-        self._note("sync directory", "")
-        super().sync_directory(path)
-
-    def leave(self, descriptor: int, size: int) -> None:
-        self._note("leave", self._names[descriptor])
-        super().leave(descriptor, size)
-
-    def close(self, descriptor: int) -> None:
-        self._note("close", self._names[descriptor])
-        super().close(descriptor)
-
-    def remove(self, path: Path) -> None:
-        self._note("remove", path.name)
-        super().remove(path)
-
-    def count(self, what: str) -> int:
-        return sum(1 for done, name in self.done if done == what and name != RESERVE)
-
-    async def hold(self, bench: Bench) -> Told:
-        """Stop at the sync of one entry, so that what comes next gathers in one group."""
-        self.go.clear()
-        self.held.clear()
-        first = bench.append()
-        await until(self.held.is_set, "the disk is held")
-        return first
-
-
-def failing(what: str, code: int, *, after: int = 0, times: int = 1) -> Callable[[str, str], OSError | None]:
-    """Fail some calls of one sort, after some that do not fail."""
-    left = [after, times]
-
-    def fails(called: str, name: str) -> OSError | None:
-        if called != what or name == RESERVE:
-            return None
-        if left[0]:
-            left[0] -= 1
-            return None
-        if not left[1]:
-            return None
-        left[1] -= 1
-        return OSError(code, os.strerror(code))
-
-    return fails
-
-
-class Medium(Recording):
-    """What a power cut would leave: files whose name was synced, with the bytes that were synced.
-
-    After a failed sync the next one succeeds without the data, as Linux does.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._pending: dict[str, list[tuple[int, bytes]]] = {}
-        self._bytes: dict[str, bytearray] = {}
-        self._named: set[str] = set()
-
-    def create(self, path: Path, size: int) -> int:
-        descriptor = super().create(path, size)
-        self._bytes[path.name] = bytearray(size)
-        self._pending[path.name] = []
-        return descriptor
-
-    def write(self, descriptor: int, buffers: Sequence[bytes], offset: int) -> None:
-        super().write(descriptor, buffers, offset)
-        self._pending[self._names[descriptor]].append((offset, b"".join(buffers)))
-
-    def sync(self, descriptor: int) -> None:
-        try:
-            super().sync(descriptor)
-            self._apply(self._names[descriptor])
-        finally:
-            self._pending[self._names[descriptor]].clear()
-
-    def sync_file(self, descriptor: int) -> None:
-        super().sync_file(descriptor)
-        self._apply(self._names[descriptor])
-
-    def sync_directory(self, path: Path) -> None:
-        super().sync_directory(path)
-        self._named = set(self._bytes)
-
-    def _apply(self, name: str) -> None:
-        for offset, data in self._pending[name]:
-            self._bytes[name][offset : offset + len(data)] = data
-        self._pending[name].clear()
-
-    def after_a_power_cut(self, directory: Path) -> dict[int, Frame]:
-        directory.mkdir()
-        for name in self._named:
-            (directory / name).write_bytes(self._bytes[name])
-        return frames(directory)
 
 
 # As it should be ----------------------------------------------------------------------------------
@@ -287,7 +150,7 @@ async def test_segments_are_filled_one_after_the_other_and_give_back_what_they_d
 async def test_while_the_disk_syncs_the_next_group_gathers(tmp_path: Path) -> None:
     disk = Recording()
     async with writing(tmp_path, disk) as bench:
-        await disk.hold(bench)
+        await hold(disk, bench)
         for _ in range(1_000):
             bench.append()
         disk.go.set()
@@ -299,7 +162,7 @@ async def test_a_group_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "GROUP_BYTES_MAX", 10_000)
     disk = Recording()
     async with writing(tmp_path, disk) as bench:
-        await disk.hold(bench)
+        await hold(disk, bench)
         for _ in range(100):
             bench.append(bytes(1_000))
         disk.go.set()
@@ -331,7 +194,7 @@ async def test_a_file_is_removed_only_after_what_was_lined_up_before(tmp_path: P
     disk = Recording()
     async with writing(tmp_path, disk) as bench:
         (tmp_path / "old.seg").touch()
-        await disk.hold(bench)
+        await hold(disk, bench)
         bench.append(kind=Kind.SKIP)
         bench.writer.remove(tmp_path / "old.seg")
         assert (tmp_path / "old.seg").exists()
@@ -385,7 +248,7 @@ async def test_a_new_segment_is_on_the_medium_before_anything_in_it_is_kept(tmp_
 async def test_a_failure_fails_its_whole_group_and_the_file_is_never_touched_again(tmp_path: Path, what: str) -> None:
     disk = Medium()
     async with writing(tmp_path / "a", disk) as bench:
-        first = await disk.hold(bench)
+        first = await hold(disk, bench)
         group = [bench.append(kind=kind) for kind in (Kind.DATA, Kind.SEAL, Kind.DATA, Kind.DONE)]
         # One more write and sync, of the entry that is held, comes before the group's.
         disk.fails = failing(what, errno.EIO, after=1 if what == "sync" else 0)
@@ -500,7 +363,7 @@ async def test_an_entry_whose_end_cannot_be_told_keeps_no_other_waiting(tmp_path
 
     disk = Recording()
     async with writing(tmp_path, disk) as bench:
-        await disk.hold(bench)
+        await hold(disk, bench)
         bench.append(kept=stumbles)
         others = [bench.append(), bench.append()]
         disk.go.set()
@@ -509,22 +372,6 @@ async def test_an_entry_whose_end_cannot_be_told_keeps_no_other_waiting(tmp_path
 
 
 # A full disk --------------------------------------------------------------------------------------
-
-
-class Small(Recording):
-    """A disk of so many bytes, its files' sizes taken together; others may take some of them."""
-
-    def __init__(self, directory: Path, size: int) -> None:
-        super().__init__()
-        self.size = size
-        self._directory = directory
-
-    def create(self, path: Path, size: int) -> int:
-        used = sum(other.stat().st_size for other in self._directory.iterdir())
-        if used + size > self.size:
-            self.done.append(("no room", path.name))
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().create(path, size)
 
 
 async def filled(bench: Bench) -> None:
