@@ -212,7 +212,8 @@ def _dialect_names() -> list[str]:
 
 
 async def serve(arguments: Arguments, settings: Config) -> int:
-    return DONE if await supervisor.serve(settings) else FAILED
+    in_order = await supervisor.serve(settings, lambda: config.load(arguments.config, os.environ))
+    return DONE if in_order else FAILED
 
 
 async def check(arguments: Arguments, settings: Config) -> int:

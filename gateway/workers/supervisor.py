@@ -6,7 +6,7 @@ worker is replaced, connections wait in its sockets' queues instead of being ref
 is done so: docs/decisions/0005-workers.md.
 
     SIGTERM, SIGINT, SIGHUP   the workers stop in order, then the engines
-    SIGUSR2                   each worker is replaced by a new one, one after the other
+    SIGUSR2                   the settings are read again, and each worker is replaced, one after the other
     SIGKILL                   the workers notice, stop accepting at once, and stop in order; so do the engines
 """
 
@@ -19,17 +19,18 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import msgspec
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from gateway import demo
-from gateway.config import ENGINES_MS, STOP_MS_MAX, Config
+from gateway.config import ENGINES_MS, STOP_MS_MAX, Config, ConfigError
 from gateway.data_dir import DataDir
 from gateway.delivery import frames
 from gateway.dialects import registry
@@ -51,6 +52,7 @@ _BIND_POLL_S = 0.05
 _TAKE_OVER_S = 10.0
 """How often to look after slots of nobody, as long as there are any."""
 _CAUGHT_UP_S = 5.0
+_NEED_A_RESTART = ("data_dir", "workers", "ingest", "admin", "clickhouse", "postgres")
 _SLOTS = range(1 << frames.SLOT_BITS)
 
 
@@ -119,10 +121,23 @@ class Supervisor(Collector):
         await self._parts.aclose()
         return self._last
 
-    async def roll(self, places: Iterable[Place] | None = None) -> None:
+    async def renew(self, wanted: Config) -> None:
+        """Replaces all workers by such with these settings; those of the supervisor itself stay as they are.
+
+        Should a worker not start with them, the settings before hold again.
+        """
+        before = self.config
+        mine = {name: getattr(before, name) for name in _NEED_A_RESTART}
+        if changed := [name for name, value in mine.items() if getattr(wanted, name) != value]:
+            logger.warning("these settings take effect with the next start: %s", ", ".join(changed))
+        self.config = msgspec.structs.replace(wanted, **mine)
+        if not await self.roll():
+            self.config = before
+
+    async def roll(self, places: Iterable[Place] | None = None) -> bool:
         """Replaces workers, all of them unless named, one after the other.
 
-        Stops at the first that cannot be replaced, which stays.
+        Stops at the first that cannot be replaced, which stays; false then.
         """
         limits = self.config.limits
         patience_s = (limits.header_timeout_ms + limits.body_timeout_ms + STOP_MS_MAX) / 1000
@@ -131,10 +146,11 @@ class Supervisor(Collector):
                 left = await place.roll(patience_s)
             except WorkerFailed as error:
                 logger.error("worker %d is not replaced: %s", place.number, error)  # noqa: TRY400 - the text says it all
-                return
+                return False
             if left is not None:
                 self.owed_slots.add(left)
             logger.info("worker %d is replaced", place.number)
+        return True
 
     async def take_over(self) -> None:
         """Replaces a worker, if one has caught up, so that the new one takes over what lies in slots of nobody."""
@@ -244,8 +260,11 @@ class Supervisor(Collector):
         return told
 
 
-async def serve(config: Config) -> bool:
-    """Runs a gateway until SIGTERM, SIGINT or SIGHUP; true when it stopped in order and nothing was lost."""
+async def serve(config: Config, read_again: Callable[[], Config]) -> bool:
+    """Runs a gateway until SIGTERM, SIGINT or SIGHUP; true when it stopped in order and nothing was lost.
+
+    ``read_again`` gives the settings as they are now, or raises ConfigError.
+    """
     _allow_open_files()
     loop = asyncio.get_running_loop()
     asked_to_stop, asked_to_roll = asyncio.Event(), asyncio.Event()
@@ -257,7 +276,7 @@ async def serve(config: Config) -> bool:
     supervisor = Supervisor(config)
     starting = asyncio.create_task(supervisor.start())
     waiting = asyncio.create_task(asked_to_stop.wait())
-    rolling = asyncio.create_task(_roll_when_asked(supervisor, starting, asked_to_roll))
+    rolling = asyncio.create_task(_roll_when_asked(supervisor, starting, asked_to_roll, read_again))
     try:
         await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -282,7 +301,9 @@ async def serve(config: Config) -> bool:
     return in_order
 
 
-async def _roll_when_asked(supervisor: Supervisor, starting: asyncio.Task[str], asked: asyncio.Event) -> None:
+async def _roll_when_asked(
+    supervisor: Supervisor, starting: asyncio.Task[str], asked: asyncio.Event, read_again: Callable[[], Config]
+) -> None:
     await asyncio.wait({starting})
     while True:
         try:
@@ -290,9 +311,15 @@ async def _roll_when_asked(supervisor: Supervisor, starting: asyncio.Task[str], 
                 await asked.wait()
         except TimeoutError:
             await supervisor.take_over()
+            continue
+        asked.clear()
+        try:
+            wanted = read_again()
+        except ConfigError as error:
+            problems = " ".join(error.problems)
+            logger.error("the settings cannot be used, so everything stays as it is: %s", problems)  # noqa: TRY400
         else:
-            asked.clear()
-            await supervisor.roll()
+            await supervisor.renew(wanted)
 
 
 def _holds(spool: Path, slot: int) -> bool:

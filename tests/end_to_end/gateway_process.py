@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class GatewayProcess:
             "WEIR__CLICKHOUSE__EMBEDDED_PORT": "0",
             **environ,
         }
+        self.arguments: tuple[str, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._out = data_dir.with_name(f"{data_dir.name}.out")
         self._log = data_dir.with_name(f"{data_dir.name}.log")
@@ -58,7 +60,11 @@ class GatewayProcess:
         """Starts it."""
         with self._out.open("wb") as out, self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", "serve"], env=self.environ, stdout=out, stderr=log, cwd=ROOT
+                [sys.executable, "-m", "gateway", "serve", *self.arguments],
+                env=self.environ,
+                stdout=out,
+                stderr=log,
+                cwd=ROOT,
             )
         return self
 
@@ -172,10 +178,11 @@ class GatewayProcess:
 def descendants_of(pid: int) -> dict[int, str]:
     """Every process below ``pid`` and its command line."""
     found: dict[int, str] = {}
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
-            found[child] = command_line(child)
-            found |= descendants_of(child)
+    with suppress(OSError):  # it ends while it is looked at
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, children.read_text().split()):
+                found[child] = command_line(child)
+                found |= descendants_of(child)
     return found
 
 

@@ -186,6 +186,31 @@ def test_a_request_under_way_is_answered_by_the_worker_that_is_replaced(new_gate
     connection.close()
 
 
+def test_workers_are_replaced_by_such_with_the_settings_of_now_or_not_at_all(
+    new_gateway: NewGateway, tmp_path: Path
+) -> None:
+    settings = tmp_path / "weir.toml"
+    settings.write_text("[keys]\nrequests_per_minute = 1000\n")
+    gateway = new_gateway()
+    gateway.arguments = ("--config", str(settings))
+    key = gateway.start().demo["keys"]["loguro"]
+    assert [gateway.post("/", b'{"message":"a"}', key) for _ in range(4)] == [202] * 4
+
+    settings.write_text("[keys]\nrequests_per_minute = 3\n[clickhouse]\nretention_days = 30\n")
+    before = workers_of(gateway)
+    os.kill(gateway.pid, signal.SIGUSR2)
+    poll(lambda: not set(before) & set(workers_of(gateway)), within_s=30, what="the worker is new")
+    assert [gateway.post("/", b'{"message":"a"}', key) for _ in range(4)] == [202, 202, 202, 429]
+    assert "these settings take effect with the next start: clickhouse" in gateway.log()
+
+    settings.write_text("")
+    before = workers_of(gateway)
+    os.kill(gateway.pid, signal.SIGUSR2)
+    poll(lambda: "weir.toml: is empty" in gateway.log(), within_s=10, what="the empty file is refused")
+    assert workers_of(gateway) == before
+    assert gateway.stop()[0] == 0
+
+
 def away(new_gateway: NewGateway, first: GatewayProcess, port: int, workers: int) -> GatewayProcess:
     """A gateway on the Postgres of ``first`` and a ClickHouse at a port where there is none yet."""
     return new_gateway(
