@@ -1,7 +1,7 @@
 """The compiled part's contract: bytes to columns to blocks, with no Python object per record.
 
-The GIL: ``otlp_protobuf``, ``otlp_json``, ``entries``, ``json_check`` and ``json_member`` let go of it while they
-walk a body above 64 KiB, so that a thread can decode while an event loop goes on; shorter ones keep it, since
+The GIL: ``otlp_protobuf``, ``otlp_json``, ``entries``, ``json_check``, ``json_member`` and ``mentions`` let go of
+it while they walk a body above 64 KiB, so that a thread can decode while an event loop goes on; shorter ones keep it, since
 getting it back can take longer than they do. They keep it too for a body that somebody could change meanwhile (a
 bytearray).
 ``Columns.cut`` lets go of it in the same way, ``crc32c`` above 4 KiB.
@@ -219,6 +219,12 @@ def crc32c(data: Buffer, seed: int = 0, *, instruction: bool = ...) -> int:
 
     Above 4 KiB it lets go of the GIL. ``instruction`` False: not by the processor's instruction, but as
     where there is none; the result is the same, only slower.
+    """
+
+def mentions(body: Buffer, text: bytes, *, escaped: bool = ...) -> bool:
+    """Whether ``text`` occurs in ``body``; with ``escaped`` also whether JSON's ``\\u`` might spell it.
+
+    True may be wrong with ``escaped``, False never is.
     """
 
 @final

@@ -18,7 +18,7 @@ import re
 import msgspec
 
 from gateway import schema
-from gateway._native import OtlpPlan, otlp_json, otlp_protobuf
+from gateway._native import OtlpPlan, mentions, otlp_json, otlp_protobuf
 from gateway.config import DialectLimits
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows, refusal_headers
 from gateway.errors import SubscriptionRequired, UnsupportedMedia, WeirError
@@ -105,7 +105,7 @@ def decode_as(
 
 def _may_hold_events(encoding: str, body: bytes) -> bool:
     """Whether a GenAI event's name can be in the body. Most bodies hold none and need no second table."""
-    return b"gen_ai." in body or (encoding == JSON and b"\\u" in body)
+    return mentions(body, b"gen_ai.", escaped=encoding == JSON)
 
 
 def accepted(request: Request, outcome: Outcome) -> Reply:
