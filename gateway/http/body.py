@@ -7,6 +7,7 @@ is read, an undeclared one is counted, and a bomb ends at the cap after at most 
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -112,18 +113,19 @@ async def inflate(body: bytes, encoding: str, *, bytes_max: int, hold: Callable[
         if len(body) > bytes_max:
             raise _too_large_inflated(bytes_max)
         return body
-    pieces: list[bytes] = []
+    # Grown step by step: joining many pieces at the end would hold up others as long as all of this.
+    content = io.BytesIO()
     size = turn_at = 0
     for piece in _zstd(body) if encoding == "zstd" else _zlib(body, encoding):
         size += len(piece)
         if size > bytes_max:
             raise _too_large_inflated(bytes_max)
         hold(len(body) + size)
-        pieces.append(piece)
+        content.write(piece)
         if size >= turn_at + _STEP_OUT:
             turn_at = size
             await asyncio.sleep(0)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return content.getvalue()
 
 
 def _zlib(body: bytes, encoding: str) -> Iterator[bytes]:
