@@ -303,7 +303,11 @@ class Delivery:
         self._progress.settle(block.frame)
 
     async def _recover(self) -> None:
-        backlog, seals = await self._spool.recover()
+        try:
+            backlog, seals = await self._spool.recover()
+        except Exception:  # A fault of ours must not look like an empty spool: nothing of it is touched then.
+            log.exception("what the spool holds of before could not be looked through; it stays for the next start")
+            return
         for (project_id, table), rows in backlog.rows.items():
             self._ring(project_id).find(table, rows)
             self._metrics.rows_recovered.add(rows, table)

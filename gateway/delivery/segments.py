@@ -26,7 +26,8 @@ walked without reading payloads.
 Invariants, which the spool keeps and the reader may rely on:
   * A segment is written from front to back, by one process, and never again after it was left.
   * A frame that was acknowledged is followed by whole frames or by zeros, unless the disk lied.
-  * Of one frame number there are several frames only where all but the first name an origin.
+  * Of one frame number there are several frames only where all but the first name an origin; never two
+    of them in one segment.
   * A SEAL, DONE or SKIP stands behind what it names; it is removed no earlier than that.
 
 Nothing here trusts a length whose CRC does not pass. What is no frame is *damage*, zeros in front of a
@@ -37,6 +38,7 @@ they are.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
@@ -145,15 +147,19 @@ def header(name: SegmentName, at_ms: int) -> bytes:
     return start + _CRC.pack(crc32c(start))
 
 
+class ForeignSegment(OSError):
+    """A whole segment that this version cannot read: it is left alone."""
+
+
 def header_fault(name: SegmentName, start: bytes) -> str:
-    """What is wrong with a segment's first bytes, in words; empty when nothing is."""
+    """What is wrong with a segment's first bytes, in words; empty when nothing is. Raises ForeignSegment."""
     if len(start) < HEADER_BYTES or crc32c(start[:60]) != _CRC.unpack_from(start, 60)[0]:
         return "its header is damaged"
     magic, version, id_, _ = _HEADER.unpack_from(start)
     if magic != MAGIC:
         return "it is not a segment of a spool"
     if version != VERSION:
-        return f"it is of format version {version}, and this version reads {VERSION}"
+        raise ForeignSegment(errno.EPROTO, f"format version {version}, and this version of Weir reads {VERSION}")
     return "" if id_ == name.id else "it is another segment under this name"
 
 

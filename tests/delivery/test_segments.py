@@ -20,6 +20,7 @@ from gateway.delivery.segments import (
     HEAD_BYTES,
     HEADER_BYTES,
     Damage,
+    ForeignSegment,
     Frame,
     Kind,
     Place,
@@ -158,7 +159,8 @@ def test_a_header_s_fault_is_said_in_words() -> None:
         return start + struct.pack("<I", crc32c(start))
 
     assert header_fault(NAME, signed(b"WEIRSPY\n" + good[8:60])) == "it is not a segment of a spool"
-    assert "version 2" in header_fault(NAME, signed(good[:8] + b"\2" + good[9:60]))
+    with pytest.raises(ForeignSegment, match="version 2"):
+        header_fault(NAME, signed(good[:8] + b"\2" + good[9:60]))
     assert header_fault(replace(NAME, id=8), good) == "it is another segment under this name"
     assert header_fault(replace(NAME, ordinal=8), good) == "", "it may be moved to another directory"
 

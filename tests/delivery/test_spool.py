@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from gateway._native import crc32c
 from gateway.delivery.adoption import adopt
 from gateway.delivery.block import Durability
 from gateway.delivery.disk import Disk
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.ledger import Ledger
-from gateway.delivery.segments import Frame, Kind, SegmentName, SegmentReader, segment_name
+from gateway.delivery.segments import Frame, Kind, SegmentName, SegmentReader, header, segment_name
 from gateway.errors import Overloaded
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import Engine, Rig, answered, rig, until, until_it
@@ -242,6 +243,24 @@ async def test_without_compaction_it_would(engine: Engine, tmp_path: Path, monke
             await kept(rig_, [start], table="others")
         await until(lambda: rig_.metrics.rows_stored.values.get(("things",)) == 1_000, "the others are stored")
         assert files(rig_) > 8
+
+
+async def test_a_segment_of_a_later_version_is_left_alone(engine: Engine, tmp_path: Path) -> None:
+    """Its rows wait for a Weir that can read them; those of the others arrive."""
+    async with rig(engine, tmp_path / "a", plan=AWAY) as before:
+        await kept(before, range(100))
+        copy = killed(tmp_path / "a", tmp_path / "b")
+    place = copy / "slot-00"
+    strange = place / SegmentName(9, 9).file
+    start = header(SegmentName(9, 9), 0)
+    start = start[:8] + b"\2" + start[9:60]
+    strange.write_bytes(start + crc32c(start).to_bytes(4, "little") + b"whatever" * 100)
+    whole = strange.read_bytes()
+    async with rig(engine, copy) as after:
+        await after.flush()
+        assert await after.stored() == list(range(100))
+        await until(lambda: files(after) <= 2, "what is delivered is given back")
+        assert strange.read_bytes() == whole
 
 
 async def test_rows_of_a_table_that_comes_later_wait_for_it(engine: Engine, tmp_path: Path) -> None:
