@@ -27,6 +27,7 @@ from gateway.tenants.postgres import ControlStore, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
+_TABLES_S_MAX = 1.0
 _TABLES_POLL_S = 2.0
 
 
@@ -97,9 +98,12 @@ class Foundation:
         if self._engines.clickhouse:
             await clickhouse.create_tables(schema.TABLES, retention_days=self._config.clickhouse.retention_days)
         try:
-            missing = await lacking(clickhouse)
-        except (Busy, Ambiguous) as error:
-            logger.warning("ClickHouse is away, rows wait until it answers: %s", error)
+            # One that takes connections and answers none must not keep senders waiting.
+            async with asyncio.timeout(_TABLES_S_MAX):
+                missing = await lacking(clickhouse)
+        except (Busy, Ambiguous, TimeoutError) as error:
+            said = str(error) or f"no answer within {_TABLES_S_MAX} s"
+            logger.warning("ClickHouse is away, rows wait until it answers: %s", said)
             looking = asyncio.create_task(_look_at_tables_later(clickhouse))
             self._parts.push_async_callback(_cancelled, looking)
             return
