@@ -94,10 +94,10 @@ class Isolation:
     """The search for the guilty rows of a batch, by frame and then by row.
 
     ``reason``: why the batch was refused. ``refused``: all of its frames together were, none of them being
-    stored. ``blocks``: those that ``frames`` searches, None until they are counted. ``piece``: the try under
-    way. ``guilty``: frames to be searched by row, and why each was refused, or None when it is there in part;
-    ``hunt`` is of the first of them. ``tokens``: of all tries. ``suspect``: so much was refused and nothing taken
-    that it looks like the table.
+    stored. ``blocks``: those that ``frames`` searches, which is None until they are counted. ``piece``: the try
+    under way. ``guilty``: frames to be searched by row, and why each was refused, or None when it is there in
+    part; ``hunt`` is of the first of them. ``found``: those whose hunt is over. ``tokens``: of all tries.
+    ``suspect``: so much was refused and nothing taken that it looks like the table.
     """
 
     reason: DeliveryError | None
@@ -107,6 +107,7 @@ class Isolation:
     piece: Batch | None = None
     guilty: deque[tuple[Block, DeliveryError | None]] = field(default_factory=deque)
     hunt: Hunt | None = None
+    found: deque[tuple[Block, Hunt]] = field(default_factory=deque)
     tokens: list[str] = field(default_factory=list)
     suspect: bool = False
 

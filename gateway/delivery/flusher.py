@@ -393,7 +393,8 @@ class Flusher:
             queue.parked = str(error)
         elif not isinstance(error, Poison):
             queue.parked = ""
-        self._alarm(batch.table.name, error.outcome, f"{error}; {batch.rows} rows wait, none is lost")
+        what = "held" if isinstance(error, Poison) and not error.code else error.outcome
+        self._alarm(batch.table.name, what, f"{error}; {batch.rows} rows wait, none is lost")
 
     def _understood(self, batch: Batch, error: DeliveryError) -> DeliveryError:
         """Note what an error says about a batch, and what it means by now."""

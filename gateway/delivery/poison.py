@@ -102,8 +102,7 @@ class Isolator:
 
     async def run(self, queue: Queue, batch: Batch, isolation: Isolation) -> None:
         """Return when every row of the batch is stored or in a dead letter. Raises what keeps it from that for now."""
-        if not self._is_suspicious(queue):
-            isolation.suspect = False
+        isolation.suspect = self._is_suspicious(queue)
         while True:
             search = isolation.frames or await self._count(batch, isolation)
             run = search.next()
@@ -115,9 +114,12 @@ class Isolator:
             hunt = isolation.hunt = isolation.hunt or await self._begin(batch, block, reason)
             while (run := hunt.search.next()) is not None:
                 await self._try_rows(queue, batch, isolation, hunt, run)
-            await self._bury(batch, block, hunt)
+            isolation.found.append((block, hunt))
             isolation.guilty.popleft()
             isolation.hunt = None
+        while isolation.found:
+            await self._bury(batch, *isolation.found[0])
+            isolation.found.popleft()
         for token in isolation.tokens:
             self._spool.unseal(token)
 
@@ -125,7 +127,7 @@ class Isolator:
 
     async def _count(self, batch: Batch, isolation: Isolation) -> Search:
         """Settle what is there, and begin to search what is not."""
-        searched = {block.frame for block, _ in isolation.guilty}
+        searched = {block.frame for block, _ in (*isolation.guilty, *isolation.found)}
         blocks = [block for block in batch.blocks if block.frame not in searched]
         stored = await counted(self._clickhouse, batch.table, blocks)
         there = [block for block in blocks if stored.get(block.frame, 0) >= block.rows]

@@ -6,6 +6,7 @@ import math
 import shutil
 import stat
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 
 from gateway.delivery.block import Receipt
+from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.deadletter import DeadLetters, LetterFile
+from gateway.delivery.replay import Replay
 from gateway.schema import create_table
 from tests.delivery.conftest import OpenRig
-from tests.delivery.rig import Engine, Rig, answered, rig, until
-from tests.delivery.things import THINGS, numbered, things, write
+from tests.delivery.rig import Engine, Rig, answered, rig, until, until_it
+from tests.delivery.things import NOON_NS, THINGS, numbered, things, write
 from tests.support.proxy import Fault
 
 CANARY = "canary-5f3a"
@@ -203,3 +206,132 @@ async def test_faults_during_the_search_lose_and_double_nothing(open_rig: OpenRi
         assert buried(rig) == bad
         assert await rig.stored() == sorted(set(range(2_000)) - set(bad))
         rig.check_counters()
+
+
+async def test_a_replay_stores_each_row_once_when_the_cause_is_mended(plain: Rig) -> None:
+    bad = [5, 6, 700]
+    await narrow(plain)
+    for start in range(0, 1_000, 250):
+        send(plain, range(start, start + 250), bad, project=f"p{start}")
+    await plain.flush()
+    assert sorted(letter["record"]["Number"] for letter in letters(plain)) == bad
+    spool = plain.frames.place.parent
+
+    assert [(came.found, came.left) for came in Replay(plain.direct, spool).look()] == [(3, 3)]
+    (still,) = await Replay(plain.direct, spool).run()
+    assert (still.found, still.stored, still.left) == (3, 0, 3)
+    assert still.reasons == ("ClickHouse error 691 UNKNOWN_ELEMENT_OF_ENUM",)
+    assert buried(plain) == bad
+
+    await widen(plain)
+    kept = {file.path: file.path.read_bytes() for file in files(plain.frames.place)}
+    assert await Replay(plain.direct, spool, table="others").run() == []
+    (came,) = await Replay(plain.direct, spool).run()
+    assert (came.found, came.stored, came.there_already, came.left) == (3, 3, 0, 0)
+    assert letters(plain) == []
+    assert await plain.stored() == list(range(1_000))
+
+    for path, lines in kept.items():  # as if it had died before it was done with the files
+        path.write_bytes(lines)
+    (again,) = await Replay(plain.direct, spool).run()
+    assert (again.stored, again.there_already, again.left) == (0, 3, 0)
+    assert await plain.stored() == list(range(1_000))
+    rows = await plain.direct.query(
+        f"SELECT Body AS body, SpoolRow AS row, toUnixTimestamp64Nano(Timestamp) AS at"
+        f" FROM `{plain.direct.database}`.things WHERE Number = 700"
+    )
+    assert rows == [{"body": BAD, "row": 200, "at": NOON_NS}]
+
+
+async def test_of_a_frame_some_rows_may_still_be_refused(plain: Rig) -> None:
+    await narrow(plain)
+    send(plain, range(20), range(10))
+    await plain.flush()
+    (file,) = files(plain.frames.place)
+    lines = file.path.read_bytes().splitlines(keepends=True)
+    file.path.write_bytes(b"".join([*lines[:3], lines[3].replace(BAD.encode(), GOOD.encode()), *lines[4:]]))
+    (came,) = await Replay(plain.direct, plain.frames.place.parent).run()
+    assert (came.found, came.stored, came.left) == (10, 1, 9)
+    assert await plain.stored() == [3, *range(10, 20)]
+    assert buried(plain) == [0, 1, 2, *range(4, 10)]
+
+
+@pytest.mark.parametrize("fault", [Fault("swallow"), Fault("reset_unsent"), answered(503)], ids=lambda f: f.kind)
+async def test_a_replay_without_an_answer_doubles_nothing(plain: Rig, fault: Fault) -> None:
+    await narrow(plain)
+    send(plain, range(20), range(20))
+    await plain.flush()
+    await widen(plain)
+    through = ClickHouse(plain.proxy.url, database=plain.direct.database)
+    await through.start()
+    plain.proxy.plan.extend([fault] * 100)
+    (lost,) = await Replay(through, plain.frames.place.parent).run()
+    assert lost.left in (0, 20)
+    plain.proxy.plan.clear()
+    await Replay(through, plain.frames.place.parent).run()
+    await through.close()
+    assert await plain.stored() == list(range(20))
+    assert letters(plain) == []
+
+
+async def test_dead_letters_have_a_budget_and_what_is_over_it_waits(
+    open_rig: OpenRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_rig(dead_letter_bytes_max=2 * 4096) as rig:
+        await narrow(rig)
+        for number in range(4):
+            send(rig, range(number * 10, number * 10 + 10), [number * 10], project=f"p{number}")
+            await until(lambda: not rig.delivery.buffers()["shards"][0]["rows_open"], "it is cut")  # type: ignore[index]
+        await until(lambda: "no room for dead letters" in caplog.text, "the alarm")
+        await until_it(lambda: stores(rig, 36), "good rows are stored all the same")
+        assert len(letters(rig)) == 2
+        rig.check_counters()
+        for file in files(rig.frames.place)[:2]:
+            file.path.unlink()
+        await rig.flush()
+        assert len(letters(rig)) == 2
+        assert rig.metrics.rows_dead_lettered.values == {("things",): 4}
+        rig.check_counters()
+
+
+async def test_a_table_that_no_row_fits_is_parked_and_fills_no_dead_letters(
+    open_rig: OpenRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_rig(refused_rows_max=20) as rig:
+        await narrow(rig, takes="something else")
+        for start in range(0, 500, 100):
+            await send(rig, range(start, start + 100), []).wait()
+            await until(lambda: waiting(rig) == 0, "it is in a batch")
+        await until(lambda: "operator: 20 rows" in caplog.text, "the table is parked")
+        assert "held: 20 rows" in caplog.text
+        assert len(letters(rig)) < 2 * 20
+        rig.check_counters()
+        await widen(rig, took="something else")
+        await rig.flush()
+        dead = buried(rig)
+        assert await rig.stored() == sorted(set(range(500)) - set(dead))
+        rig.check_counters()
+
+
+async def test_many_bad_rows_of_one_sender_are_buried_while_others_prove_the_table_sound(open_rig: OpenRig) -> None:
+    async with open_rig(refused_rows_max=20) as rig:
+        await narrow(rig)
+        send(rig, range(100), range(100))
+        await until(lambda: rig.proxy.seen > 20, "the search stops")
+        number = 100
+        while len(letters(rig)) < 100:
+            assert number < 2_000
+            send(rig, [number], [], project="q")
+            number += 1
+            await until_it(partial(stores, rig, number - 100), "it is stored")
+        assert buried(rig) == list(range(100))
+        rig.check_counters()
+
+
+def waiting(rig: Rig) -> int:
+    """Rows that are in no batch yet."""
+    return int(rig.delivery.buffers()["shards"][0]["tables"]["things"]["rows_sealing"])  # type: ignore[index]
+
+
+async def stores(rig: Rig, rows: int) -> bool:
+    return len(await rig.stored()) == rows
