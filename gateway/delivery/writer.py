@@ -223,7 +223,7 @@ class Writer:
         offset = active.offset
         for entry in entries:
             size = entry.framed_bytes
-            if offset + size > active.size:
+            if offset + size > active.size or entry.origin == active.name.id:
                 break
             head, zeros = framed(
                 active.name,
@@ -253,10 +253,13 @@ class Writer:
         return entries[len(places) :]
 
     def _room(self, entries: Sequence[Entry]) -> _Active:
-        """The active segment with room for the first of ``entries``."""
-        wanted = entries[0].framed_bytes
-        if self._active is not None and self._active.offset + wanted <= self._active.size:
-            return self._active
+        """The active segment with room for the first of ``entries``.
+
+        A copy goes to another segment than its original: what is said of a frame is said by segment and number.
+        """
+        wanted, active = entries[0].framed_bytes, self._active
+        if active is not None and active.offset + wanted <= active.size and entries[0].origin != active.name.id:
+            return active
         self._leave()
         vital = entries[0].kind != Kind.DATA
         for size in self._sizes(HEADER_BYTES + wanted):

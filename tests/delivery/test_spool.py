@@ -14,11 +14,12 @@ import pytest
 
 from gateway._native import crc32c
 from gateway.delivery.adoption import adopt
-from gateway.delivery.block import Durability
+from gateway.delivery.block import Block, Durability
 from gateway.delivery.disk import Disk
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.ledger import Ledger
 from gateway.delivery.segments import Frame, Kind, SegmentName, SegmentReader, header, segment_name
+from gateway.delivery.spool import Spool
 from gateway.errors import Overloaded
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import Engine, Rig, answered, rig, until, until_it
@@ -395,3 +396,33 @@ def welcome(rig: Rig, project: str) -> bool:
             return True
     except Overloaded:
         return False
+
+
+async def test_a_block_that_was_done_and_is_written_again_is_found_after_a_kill(tmp_path: Path) -> None:
+    """ClickHouse took it and lost it, and all of that in one segment."""
+
+    def opened(directory: Path) -> tuple[FrameNumbers, Spool]:
+        numbers = FrameNumbers(directory)
+        return numbers, Spool(numbers.place, numbers, segment_bytes=1 << 20, reserve_bytes=1 << 16, audit_s=100.0)
+
+    def failed(block: Block, error: OSError) -> None:
+        raise error
+
+    numbers, spool = opened(tmp_path / "a")
+    spool.start()
+    await spool.recover()
+    block = Block("things", "p", numbers.next(), 10, b"a block", 0.0, durability=Durability.DISK)
+    kept: list[Block] = []
+    spool.append(block, kept.append, failed)
+    await until(lambda: len(kept) == 1, "it is kept")
+    spool.done("things", "", [block])
+    spool.revive(block, kept.append, failed)
+    await until(lambda: len(kept) == 2, "it is kept again")
+    numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
+    backlog, _ = await after.recover()
+    assert backlog.rows == {("p", "things"): 10}
+    spool.drop(block)
+    assert [found.data for found in await spool.load("things", 1 << 20)] == [b"a block"]
+    await spool.stop()
+    numbers.close()
+    numbers_after.close()

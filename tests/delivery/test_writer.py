@@ -206,6 +206,22 @@ async def test_a_file_is_removed_only_after_what_was_lined_up_before(tmp_path: P
     assert done[done.index("remove") + 1] == "sync directory"
 
 
+async def test_a_copy_goes_to_another_segment_than_its_original(tmp_path: Path) -> None:
+    """Or whatever was said of the original, by segment and number, would be said of the copy."""
+    disk = Recording()
+    async with writing(tmp_path, disk) as bench:
+        first = await hold(disk, bench)
+        disk.go.set()
+        await bench.end()
+        assert first.place is not None
+        await hold(disk, bench)
+        before, copy, behind = bench.append(), bench.append(origin=first.place.segment), bench.append()
+        disk.go.set()
+        await bench.end()
+        segments = [told.place.segment for told in (before, copy, behind) if told.place]
+        assert segments == [first.place.segment, first.place.segment + 1, first.place.segment + 1]
+
+
 # A power cut --------------------------------------------------------------------------------------
 
 
