@@ -1,9 +1,9 @@
 """The compiled part's contract: bytes to columns to blocks, with no Python object per record.
 
 The GIL: ``otlp_protobuf``, ``otlp_json``, ``entries``, ``json_check``, ``json_member`` and ``mentions`` let go of
-it while they walk a body above 64 KiB, so that a thread can decode while an event loop goes on; shorter ones keep it, since
-getting it back can take longer than they do. They keep it too for a body that somebody could change meanwhile (a
-bytearray).
+it while they walk a body above 64 KiB, so that a thread can decode while an event loop goes on; shorter ones keep
+it, since getting it back can take longer than they do. They keep it too for a body that somebody could change
+meanwhile (a bytearray).
 ``Columns.cut`` lets go of it in the same way, ``crc32c`` above 4 KiB.
 
 Sources in ``_native/``; ``mypy.stubtest`` holds this file to the built extension.

@@ -26,6 +26,7 @@ from gateway._native import Columns
 from gateway.delivery.audit import Audit
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ClickHouse
+from gateway.delivery.congestion import Congestion
 from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.disk import Disk
 from gateway.delivery.flusher import Flusher
@@ -93,6 +94,7 @@ class Delivery:
             disk=disk,
         )
         self._spool.on_damaged = self._damaged
+        self._congestion = Congestion(clock)
         self._room = Room(self._spool, settings, clock=clock)
         self._rings = [
             Ring(shard, self._stocks, settings, frames=frames, metrics=metrics, clock=clock)
@@ -159,6 +161,18 @@ class Delivery:
             asyncio.create_task(self._sweep(), name="spool-sweep"),
             asyncio.create_task(self._audit.run(), name="audit"),
         ]
+
+    def check(self, project_id: str, declared_bytes: int, *, retries: bool) -> None:
+        """Raise what ``rows`` would raise for a body of this size, before it is read.
+
+        Senders that come back (``retries``) are refused earlier, when rows wait too long for the disk.
+        """
+        if self._stopping:
+            raise Draining("shutting down; send the same again later", retry_after_s=1)
+        self._room.check(project_id, declared_bytes)
+        self._ring(project_id).check(declared_bytes)
+        if retries and self._congestion.refuses():
+            raise Overloaded("rows wait too long for the disk; send the same again later", retry_after_s=1)
 
     def rows(self, project_id: str, expected_bytes: int, durability: str = "") -> RowsHandle:
         """A request's way in: ``with delivery.rows(...) as rows``, then ``rows.columns``, ``rows.commit``.
@@ -250,11 +264,13 @@ class Delivery:
 
     def _spooled(self, block: Block) -> None:
         """A block was cut: it goes to the spool."""
+        self._congestion.enter(block.since)
         self._progress.add(block.frame)
         self._spool.append(block, self._kept, self._not_kept)
 
     def _kept(self, block: Block) -> None:
         """A block is in the spool."""
+        self._congestion.leave()
         block.promise.reach(min(block.durability, Durability.DISK))
         shard = self._shard(block.project_id)
         ring, flusher = self._rings[shard], self._flushers[shard]
@@ -267,6 +283,7 @@ class Delivery:
 
     def _not_kept(self, block: Block, error: OSError) -> None:
         """A block could not be written: its senders are told, unless memory was all they were promised."""
+        self._congestion.leave()
         shard = self._shard(block.project_id)
         if block.durability == Durability.MEMORY:
             self._flushers[shard].take(block)
@@ -293,6 +310,7 @@ class Delivery:
         ring.find(block.table, block.rows)
         ring.hold(block)
         self._metrics.rows_recovered.add(block.rows, block.table)
+        self._congestion.enter(self._clock())
         self._progress.add(block.frame)
         self._spool.revive(block, self._kept, self._not_kept)
 

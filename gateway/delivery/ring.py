@@ -220,10 +220,14 @@ class Ring:
         self._timer: asyncio.TimerHandle | None = None
         self._drain = Drain(clock)
 
-    def reserve(self, wanted: int) -> None:
-        """Count ``wanted`` bytes as held, or refuse."""
+    def check(self, wanted: int) -> None:
+        """Refuse what does not fit beside what is held."""
         if self.held_bytes + wanted > self.bytes_max:
             raise self._refusal(wanted, extra=wanted)
+
+    def reserve(self, wanted: int) -> None:
+        """Count ``wanted`` bytes as held, or refuse."""
+        self.check(wanted)
         self.held_bytes += wanted
         self.reserved_bytes += wanted
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.config import Limits
+from gateway.dialects import NEVER_RETRYING
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows
 from gateway.dialects.ulid import ulid
 from gateway.errors import Draining, Failed, WeirError
@@ -111,6 +112,10 @@ class RowsApart(OpenRows, Protocol):
 class Delivery(Protocol):
     """Where rows go; ``gateway.delivery``. Leaving ``rows`` without a commit takes back what was written."""
 
+    def check(self, project_id: str, declared_bytes: int, *, retries: bool) -> None:
+        """Raises Overloaded when there would be no room for a body of this size."""
+        ...
+
     def rows(self, project_id: str, expected_bytes: int, durability: str) -> AbstractContextManager[OpenRows]:
         """Raises Overloaded when ``expected_bytes`` do not fit."""
         ...
@@ -198,6 +203,7 @@ async def _story(
         key = dialect.header_key(request.headers)
         if dialect.body_key is None:
             tenant = _authorize(house.gate, key, origin, ticket, learnt)
+            _check_room(house, dialect, tenant, incoming)
 
         # Read.
         deadlines = Deadlines(house.limits.body_timeout_ms / 1e3, house.limits.body_bytes_per_s_min)
@@ -228,6 +234,12 @@ def _authorize(gate: Gate, key: str | None, origin: str | None, ticket: Ticket, 
     learnt.notices += tenant.notices
     ticket.belongs_to(tenant.project_id)
     return tenant
+
+
+def _check_room(house: Ingest, dialect: Dialect, tenant: Tenant, incoming: Incoming) -> None:
+    """Refuse what there is no room for before its body is read. Who never comes back is refused last."""
+    declared_bytes = incoming.declared_bytes or 0
+    house.delivery.check(tenant.project_id, declared_bytes, retries=dialect.name not in NEVER_RETRYING)
 
 
 async def _append(

@@ -78,6 +78,11 @@ class Shelf:
         self.open: list[str] = []
         self.promise = Promise()
         self.full: GatewayError | None = None
+        self.crowded: GatewayError | None = None
+
+    def check(self, project_id: str, declared_bytes: int, *, retries: bool) -> None:
+        if self.crowded:
+            raise self.crowded
 
     @contextlib.contextmanager
     def rows(self, project_id: str, expected_bytes: int, durability: str) -> Iterator[Shelf]:

@@ -148,6 +148,18 @@ async def test_full_buffers_are_503_with_the_time_to_come_back(trouble: GatewayE
     house.check_sums()
 
 
+async def test_what_there_is_no_room_for_is_refused_before_its_body_is_read() -> None:
+    house = House()
+    house.shelf.crowded = Overloaded("no room", retry_after_s=3)
+
+    async def never() -> bytes:
+        raise AssertionError("the body was read")
+
+    reply = await tell(house, Incoming(declared_bytes=10, chunk=never))
+    assert (reply.status, header(reply, "Retry-After")) == (503, "3")
+    house.check_sums()
+
+
 async def test_a_broken_promise_is_503() -> None:
     house = House()
     house.shelf.promise.broken = GatewayError("the disk is gone")

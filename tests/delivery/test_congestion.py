@@ -1,0 +1,75 @@
+"""Early refusals come when rows have waited too long for a while, grow, and end at once when they do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.delivery.congestion import INTERVAL_S, TARGET_S, Congestion
+from gateway.errors import Overloaded
+from tests.delivery.conftest import OpenRig
+from tests.delivery.rig import until
+from tests.delivery.test_spool import Gated
+
+
+class Clock:
+    """Time that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def refusals(congestion: Congestion, clock: Clock, seconds: float, a_second: int = 1_000) -> int:
+    """How many of so many requests are refused."""
+    count = 0
+    for _ in range(round(seconds * a_second)):
+        clock.now += 1 / a_second
+        count += congestion.refuses()
+    return count
+
+
+def test_a_burst_that_is_gone_soon_is_nothing() -> None:
+    clock = Clock()
+    congestion = Congestion(clock)
+    congestion.enter(clock.now)
+    assert refusals(congestion, clock, TARGET_S + INTERVAL_S - 0.01) == 0
+    congestion.leave()
+    congestion.enter(clock.now)
+    clock.now += 0.01
+    congestion.leave()
+    assert refusals(congestion, clock, 5.0) == 0
+
+
+def test_refusals_grow_while_rows_wait_and_end_when_they_do_not() -> None:
+    clock = Clock()
+    congestion = Congestion(clock)
+    congestion.enter(clock.now)
+    assert refusals(congestion, clock, TARGET_S + INTERVAL_S + 0.01) == 1
+    first, second, third = (refusals(congestion, clock, 2.0) for _ in range(3))
+    assert 2 < first < second < third
+    congestion.leave()
+    congestion.enter(clock.now)
+    clock.now += 0.001
+    congestion.leave()
+    assert refusals(congestion, clock, 5.0) == 0
+
+
+async def test_a_disk_that_stands_is_felt_at_the_door_by_those_who_come_back(open_rig: OpenRig) -> None:
+    clock = Clock()
+    disk = Gated()
+    async with open_rig(disk=disk, clock=clock) as rig:
+        await rig.send(range(10)).wait()
+        disk.holds = "write"
+        receipt = rig.send(range(10, 20))
+        await until(disk.is_held, "the disk is asked")
+        rig.delivery.check("p", 100, retries=True)
+        clock.now += TARGET_S
+        rig.delivery.check("p", 100, retries=True)
+        clock.now += INTERVAL_S
+        rig.delivery.check("p", 100, retries=False)
+        with pytest.raises(Overloaded):
+            rig.delivery.check("p", 100, retries=True)
+        disk.let_go()
+        await receipt.wait()
