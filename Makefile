@@ -3,6 +3,7 @@
 #   make run     start Weir with a ClickHouse and a Postgres of its own, all data under var/
 #   make test    everything the test suite needs, then the suite
 #   make interop the vendors' own packages against a running gateway, with ten times the records of make test
+#   make chaos   the fault programme in full, for WEIR_CHAOS_SECONDS (3600); counted in tests/chaos/results/
 #   make bench   the benchmark
 #   make lint    the checks of make test that need no running parts
 #   make build   .venv and the compiled extension, without starting anything
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
 SOURCES := pyproject.toml setup.py $(wildcard _native/*.pyx _native/*.pxd _native/*.pxi _native/*.h)
 
-.PHONY: run test interop bench lint build clean
+.PHONY: run test interop chaos bench lint build clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -28,6 +29,10 @@ test: lint
 
 interop: $(VENV)/.installed-for-tests
 	@WEIR_INTEROP_RECORDS=20000 $(BIN)/python -m pytest tests/interop
+
+chaos: $(VENV)/.installed-for-tests
+	@WEIR_CHAOS_FULL=1 $(BIN)/python -m pytest tests/chaos
+	@$(BIN)/python -m tests.chaos
 
 lint: $(VENV)/.installed-for-tests
 	@$(BIN)/ruff check .

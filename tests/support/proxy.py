@@ -2,7 +2,8 @@
 
 It speaks just enough HTTP/1.1 to know where a request ends and an answer begins: one exchange per
 connection to the server, chunked or counted request bodies. Faults are taken from ``plan``, one per
-exchange that ``applies`` to; when the plan is empty everything passes.
+exchange that ``applies`` to; when the plan is empty everything passes. ``choose`` decides instead of a
+plan where it is given.
 """
 
 from __future__ import annotations
@@ -23,28 +24,36 @@ class Fault:
     ``at_byte`` bytes of the request were forwarded), ``reset_unsent`` (reset, nothing forwarded),
     ``answer`` (do not forward; answer with ``status``, ``headers`` and ``body``), ``rewrite`` (forward,
     then answer with those instead), ``half_open`` (forward, then never answer), ``truncate`` (forward,
-    pass on the answer's first ``at_byte`` bytes, then reset).
+    pass on the answer's first ``at_byte`` bytes, then reset), ``slow`` (forward, answer after ``delay_s``),
+    ``late`` (reset, and forward only after ``delay_s``: by then it was probably sent again).
     """
 
     kind: str
     at_byte: int = 0
+    delay_s: float = 0.0
     status: int = 503
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
 
 
 class Proxy:
-    """Between a client and ``host:port``. ``seen`` counts exchanges that ``applies`` was true for."""
+    """Between a client and a port of this machine. ``seen`` counts exchanges that ``applies`` was true for."""
 
-    def __init__(self, port: int, *, applies: Callable[[bytes], bool] = lambda head: True) -> None:
+    def __init__(
+        self,
+        port: int,
+        *,
+        applies: Callable[[bytes], bool] = lambda head: True,
+        choose: Callable[[bytes], Fault | None] | None = None,
+    ) -> None:
         self.plan: deque[Fault] = deque()
         self.refusing = False
         self.seen = 0
         self.applies = applies
+        self._choose = choose or (lambda head: self.plan.popleft() if self.plan else None)
         self._port = port
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self._ended = asyncio.Event()
 
     @property
     def url(self) -> str:
@@ -56,7 +65,6 @@ class Proxy:
 
     async def stop(self) -> None:
         assert self._server is not None
-        self._ended.set()
         self._server.close()
         for task in list(self._connections):
             task.cancel()
@@ -81,7 +89,7 @@ class Proxy:
         fault = None
         if self.applies(head):
             self.seen += 1
-            fault = self.plan.popleft() if self.plan else None
+            fault = self._choose(head)
             if fault is not None and fault.kind == "pass":
                 fault = None
         kind = fault.kind if fault else ""
@@ -98,14 +106,22 @@ class Proxy:
                 server_writer.write(request[: fault.at_byte])
                 await server_writer.drain()
                 return False
+            if fault is not None and kind == "late":
+                _reset(writer)
+                await asyncio.sleep(fault.delay_s)
             server_writer.write(request)
             await server_writer.drain()
             answer = await _whole_answer(server_reader)
-            if kind == "swallow":
+            if kind in ("swallow", "late"):
                 return False
             if kind == "half_open":
-                await self._ended.wait()
+                await reader.read()  # until the client has had enough
                 return False
+            if fault is not None and kind == "slow":
+                await asyncio.sleep(fault.delay_s)
+                writer.write(answer)
+                await writer.drain()
+                return True
             if fault is not None and kind == "rewrite":
                 await _answer(writer, fault)
                 return True

@@ -1,0 +1,115 @@
+"""The fault programme in full: ``make chaos``, or for one programme of it
+
+    python -m tests.chaos [kill] [clickhouse] [disk] [crash] [rot] [power] [--seconds N] [--seed S] [--fresh]
+
+Each gets an equal part of the seconds (WEIR_CHAOS_SECONDS). Its rounds are counted in
+``tests/chaos/results/PROGRAMME.json``, written after each; the next call goes on after the last one with
+the same seed. A round that fails is told with what replays it; one in which the harness itself fails
+begins again in a fresh world. Exit code 1 when a promise was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.clickhouse import FaultRounds
+from tests.chaos.crash import CrashRounds, may_trace
+from tests.chaos.disk import FullDiskRounds, may_mount
+from tests.chaos.gateway import World
+from tests.chaos.kill import KillRounds
+from tests.chaos.power import PowerRounds, may_preload
+from tests.chaos.rot import RotRounds
+from tests.chaos.tally import Tally
+
+RESULTS = Path(__file__).parent / "results"
+PROGRAMMES: dict[str, tuple[Callable[[World, str], Any], Callable[[], bool]]] = {
+    "kill": (KillRounds, lambda: True),
+    "clickhouse": (FaultRounds, lambda: True),
+    "disk": (FullDiskRounds, may_mount),
+    "crash": (CrashRounds, may_trace),
+    "rot": (RotRounds, lambda: True),
+    "power": (PowerRounds, may_preload),
+}
+"""Name -> its rounds, and whether this machine lets it run."""
+
+
+class Record:
+    """What is kept of a programme between calls."""
+
+    def __init__(self, name: str, seed: str | None, *, fresh: bool) -> None:
+        self._path = RESULTS / f"{name}.json"
+        kept = {} if fresh or not self._path.exists() else json.loads(self._path.read_text())
+        if seed is not None and kept.get("seed") != seed:
+            kept = {}
+        self.seed: str = kept.get("seed") or seed or str(random.randrange(10**9))
+        self.tally = Tally.of(kept.get("tally", {}))
+        self.next_round: int = kept.get("next_round", 0)
+        self._seconds: float = kept.get("seconds", 0.0)
+        self._name = name
+
+    def keep(self, seconds: float) -> None:
+        """Write it down."""
+        self._seconds += seconds
+        told = {"programme": self._name, "seed": self.seed, "next_round": self.next_round}
+        told |= {"seconds": round(self._seconds, 1), "tally": self.tally.summary()}
+        self._path.parent.mkdir(exist_ok=True)
+        draft = self._path.with_suffix(".new")
+        draft.write_text(json.dumps(told, indent=2) + "\n")
+        draft.replace(self._path)
+
+
+def run(name: str, record: Record, deadline: float) -> None:
+    """Rounds until the deadline, in one world after the other."""
+    make, _ = PROGRAMMES[name]
+    while time.monotonic() < deadline:
+        with tempfile.TemporaryDirectory(prefix="weir-chaos-", ignore_cleanup_errors=True) as directory:
+            try:
+                with World(Path(directory)) as world, make(world, record.seed) as rounds:
+                    rounds.tally = record.tally
+                    while time.monotonic() < deadline:
+                        began = time.monotonic()
+                        number, record.next_round = record.next_round, record.next_round + 1
+                        report = rounds.round(number)
+                        record.keep(time.monotonic() - began)
+                        print(f"{name} {number}: {'clean' if report.clean else 'NOT CLEAN'} {report}", flush=True)
+            except (OSError, AssertionError) as error:  # a TimeoutError is an OSError
+                traceback.print_exc()
+                record.tally.finding(f"seed {record.seed} round {record.next_round - 1} broke off: {error!r}")
+                record.keep(0.0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("programmes", nargs="*", metavar="programme", help=", ".join(PROGRAMMES))
+    parser.add_argument("--seconds", type=float, default=float(os.environ.get("WEIR_CHAOS_SECONDS", "3600")))
+    parser.add_argument("--seed")
+    parser.add_argument("--fresh", action="store_true", help="forget the rounds so far")
+    given = parser.parse_args()
+    names = given.programmes or list(PROGRAMMES)
+    if unknown := set(names) - PROGRAMMES.keys():
+        parser.error(f"no programme {', '.join(sorted(unknown))}; there are {', '.join(PROGRAMMES)}")
+    clean = True
+    for name in names:
+        if not PROGRAMMES[name][1]():
+            print(f"{name}: SKIPPED, this machine does not allow it")
+            continue
+        record = Record(name, given.seed, fresh=given.fresh)
+        print(f"{name}: seed {record.seed}, from round {record.next_round}", flush=True)
+        run(name, record, time.monotonic() + given.seconds / len(names))
+        print(f"{name}: {json.dumps(record.tally.summary())}", flush=True)
+        clean = clean and record.tally.clean
+    return 0 if clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

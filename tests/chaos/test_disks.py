@@ -1,0 +1,80 @@
+"""Disks that are full, fail, rot, or lose power: nothing acknowledged is lost but what the medium itself lost."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+
+import pytest
+
+from tests.chaos.crash import WRITE, CrashRounds
+from tests.chaos.disk import FullDiskRounds
+from tests.chaos.gateway import World
+from tests.chaos.machine import full, mounts, preloads, traces
+from tests.chaos.power import MODES, PowerRounds
+from tests.chaos.rot import RotRounds
+
+PAUSE_MS = 10.0
+
+
+@mounts
+def test_a_full_disk_refuses_and_loses_nothing(world: World, seed: str) -> None:
+    with FullDiskRounds(world, seed, pause_ms=PAUSE_MS) as rounds:
+        rounds.round(0, kill=True)
+    assert rounds.tally.clean, rounds.tally.summary()
+
+
+@full
+@mounts
+def test_whoever_ignores_a_full_disk_loses_records(world: World, seed: str) -> None:
+    with FullDiskRounds(world, seed, pause_ms=PAUSE_MS, weakened_by="disk errors") as rounds:
+        report = rounds.round(0, kill=True, stalled_s=2.0)
+    assert report.missing > 0, report
+
+
+@traces
+def test_dying_or_failing_at_any_call_loses_nothing(world: World, seed: str) -> None:
+    with CrashRounds(world, seed, pause_ms=PAUSE_MS) as rounds:
+        rounds.round(0, storm_s=2.5)
+    assert rounds.tally.clean, rounds.tally.summary()
+
+
+@full
+@traces
+def test_whoever_ignores_a_failed_write_loses_records(world: World, seed: str) -> None:
+    with CrashRounds(world, seed, pause_ms=PAUSE_MS, weakened_by="disk errors") as rounds:
+        report = rounds.round(0, injection=f"{WRITE}:error=EIO:when=1+1", state="down", stalled_s=2.0)
+    assert report.missing > 0, report
+
+
+def test_rot_costs_no_more_than_what_it_hit_and_is_told(world: World, seed: str) -> None:
+    with RotRounds(world, seed, pause_ms=PAUSE_MS) as rounds:
+        rounds.round(0)
+    assert rounds.tally.clean, rounds.tally.summary()
+
+
+@full
+def test_without_checksums_rot_is_not_told(world: World, seed: str) -> None:
+    # What was damaged may hold up the rest as well.
+    with suppress(TimeoutError), RotRounds(world, seed, pause_ms=PAUSE_MS, weakened_by="checksums") as rounds:
+        for number in range(5):
+            rounds.round(number, damages=5)
+            if not rounds.tally.clean:
+                break
+        else:
+            pytest.fail(f"nothing was wrong: {rounds.tally.summary()}")
+
+
+@preloads
+def test_what_is_acknowledged_survives_a_loss_of_power(world: World, seed: str) -> None:
+    with PowerRounds(world, seed, pause_ms=PAUSE_MS) as rounds:
+        rounds.round(0, mode=random.Random(seed).choice(MODES))
+    assert rounds.tally.clean, rounds.tally.summary()
+
+
+@full
+@preloads
+def test_whoever_does_not_sync_loses_records_with_the_power(world: World, seed: str) -> None:
+    with PowerRounds(world, seed, pause_ms=PAUSE_MS, unsynced=True) as rounds:
+        report = rounds.round(0, mode="nothing", stalled_s=2.0)
+    assert report.missing > 0, report

@@ -1,0 +1,48 @@
+"""What was acknowledged survives SIGKILL, whatever ClickHouse does meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.gateway import World
+from tests.chaos.load import Load, settle
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds workers through /proc")
+
+PAUSE_MS = 10.0
+
+
+@pytest.mark.parametrize("state", ["stopped", "down"])
+def test_a_start_does_not_wait_for_clickhouse(world: World, seed: str, state: str) -> None:
+    world.clickhouse.become(state)
+    gateway = world.gateway(name=f"start-{state}-{seed}")
+    try:
+        assert gateway.start() < 5.0
+    finally:
+        gateway.kill_all()
+        world.clickhouse.become("up")
+
+
+@pytest.mark.parametrize(("durability", "is_lost"), [("memory", True), ("disk", False)])
+def test_on_a_slow_disk_only_what_was_acknowledged_from_memory_is_lost(
+    world: World, seed: str, durability: str, is_lost: bool
+) -> None:
+    """The first is the positive control: the oracle sees a loss where there is one."""
+    world.clickhouse.become("down")
+    settings = {"delivery__durability": durability}
+    gateway = world.gateway(name=f"{durability}-{seed}", weakened_by="fast disk", settings=settings)
+    gateway.start()
+    try:
+        with Load(world, gateway, f"{durability}-{seed}", pause_ms=PAUSE_MS) as load:
+            load.wait_for(200)
+            gateway.kill_all()
+            load.stop()
+            world.clickhouse.become("up")
+            gateway.start()
+            report = settle(world, gateway, load, stalled_s=2.0)
+    finally:
+        gateway.kill_all()
+    assert (report.missing > 0) == is_lost, report
+    assert report.duplicate == report.corrupt == report.invented == 0, report

@@ -1,0 +1,92 @@
+"""The gateway with one of its protections off, for positive controls: what must fail where the real one passes.
+
+Python imports a module of this name at its start. With this folder on PYTHONPATH and a protection's name
+in WEAKENED_BY it is off in the gateway's processes. There is no such switch in the gateway itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from gateway.delivery import segments
+from gateway.delivery.clickhouse import ClickHouse
+from gateway.delivery.disk import Disk
+from gateway.delivery.flusher import Flusher
+from gateway.schema import Table
+
+SLOW_S = 0.2
+
+
+def without_verification() -> None:
+    """A clean answer to a batch of doubtful outcome is believed."""
+
+    async def all_there(self: Flusher, batch: object) -> None:
+        return None
+
+    Flusher._missing = all_there  # type: ignore[method-assign]
+
+
+def without_tokens() -> None:
+    """Every attempt looks like another insert to the server."""
+    insert = ClickHouse.insert
+    numbers = itertools.count()
+
+    async def forgetful(self: ClickHouse, table: Table, blocks: Sequence[bytes], *, token: str) -> int | None:
+        return await insert(self, table, blocks, token=f"{token}-{os.getpid()}-{next(numbers)}")
+
+    ClickHouse.insert = forgetful  # type: ignore[method-assign]
+
+
+def without_disk_errors() -> None:
+    """What could not be written is acknowledged all the same."""
+    write, sync = Disk.write, Disk.sync
+
+    def create(self: Disk, path: Path, size: int) -> int:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with suppress(OSError):
+            os.ftruncate(descriptor, size)
+        return descriptor
+
+    def careless_write(self: Disk, descriptor: int, buffers: Sequence[bytes], offset: int) -> None:
+        with suppress(OSError):
+            write(self, descriptor, buffers, offset)
+
+    def careless_sync(self: Disk, descriptor: int) -> None:
+        with suppress(OSError):
+            sync(self, descriptor)
+
+    Disk.create = create  # type: ignore[method-assign]
+    Disk.write = careless_write  # type: ignore[method-assign]
+    Disk.sync = Disk.sync_file = careless_sync  # type: ignore[method-assign]
+
+
+def without_a_fast_disk() -> None:
+    """Writing takes long: who acknowledges before it is done is found out."""
+    write = Disk.write
+
+    def slow_write(self: Disk, descriptor: int, buffers: Sequence[bytes], offset: int) -> None:
+        time.sleep(SLOW_S)
+        write(self, descriptor, buffers, offset)
+
+    Disk.write = slow_write  # type: ignore[method-assign]
+
+
+def without_checksums() -> None:
+    """Every frame passes."""
+    setattr(segments, "crc32c", lambda data, seed=0: 0)  # noqa: B010 - it is not that module's to give away
+
+
+PROTECTIONS: dict[str, Callable[[], None]] = {
+    "verification": without_verification,
+    "tokens": without_tokens,
+    "disk errors": without_disk_errors,
+    "fast disk": without_a_fast_disk,
+    "checksums": without_checksums,
+}
+
+PROTECTIONS[os.environ["WEAKENED_BY"]]()
