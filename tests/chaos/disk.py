@@ -11,6 +11,7 @@ import json
 import os
 import random
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -40,7 +41,10 @@ REFUSED, REFUSED_S = 20, 20.0
 @cache
 def may_mount() -> bool:
     """Whether this process may mount; a container's root often may not."""
-    return os.geteuid() == 0 and _mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs", "/mnt") and _unmounted(Path("/mnt"))
+    if os.geteuid() != 0:
+        return False
+    with tempfile.TemporaryDirectory() as place:
+        return _mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs", place) and _unmounted(Path(place))
 
 
 def _mounted(*arguments: str) -> bool:
