@@ -191,6 +191,8 @@ class App:
                 spool_bytes_max=settings.spool_bytes_max,
                 spool_free_bytes_min=settings.spool_free_bytes_min,
                 audit_ms=settings.audit_ms,
+                dead_letter_bytes_max=settings.dead_letter_bytes_max,
+                refused_rows_max=settings.refused_rows_max,
             ),
             frames=frames,
             metrics=self.metrics,

@@ -9,6 +9,7 @@
     weir keys create | list | set | revoke
     weir pat create | list | revoke
     weir spool inspect | verify | export DIRECTORY      what waits on disk; beside a running gateway too
+    weir replay [--dry-run] [--table T]                 send dead letters again, each once; beside one too
 
 Management commands speak to Postgres: the configured one, that of a gateway running on the same data
 directory, or one started for the moment. Exit codes: 0 done, 1 failed, 2 wrong usage.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import os
 import sys
@@ -35,6 +37,7 @@ from gateway.config import Config, ConfigError
 from gateway.data_dir import DataDir, DataDirBusy
 from gateway.delivery.clickhouse import DeliveryError
 from gateway.delivery.inspection import Inspection
+from gateway.delivery.replay import Replay
 from gateway.dialects import registry
 from gateway.embedded.child import EngineFailed
 from gateway.engines import clickhouse_client, control_store, lacking, migrate_tables, reach
@@ -119,6 +122,9 @@ def parser() -> argparse.ArgumentParser:
     add(spool, "verify", spool_verify, "Check every byte of the spool; exit code 1 when any is damaged.")
     export = add(spool, "export", spool_export, "Write the rows that wait to TABLE.native files, to insert by hand.")
     export.add_argument("to", type=Path, metavar="DIRECTORY", help="made where it is not there; docs/spool.md")
+    replay_ = add(commands, "replay", replay, "Send dead letters again; exit code 1 when any stay.")
+    replay_.add_argument("--dry-run", action="store_true", help="only count them, and say why they are there")
+    replay_.add_argument("--table", default="", metavar="TABLE", help="only those of this table")
     return root
 
 
@@ -424,6 +430,26 @@ async def spool_export(arguments: Arguments, settings: Config) -> int:
     if not arguments.json:
         print(*faults, "docs/spool.md says how to insert them and double no row.", sep="\n", file=sys.stderr)
     return FAILED if faults else DONE
+
+
+async def replay(arguments: Arguments, settings: Config) -> int:
+    spool = DataDir(settings.data_path).spool
+    if arguments.dry_run:
+        came = Replay(spool, table=arguments.table).look()
+    else:
+        progress = Progress("Sending dead letters", sys.stderr)
+        async with (
+            reach(settings, clickhouse=True) as engines,
+            clickhouse_client(settings, engines.clickhouse_url) as clickhouse,
+        ):
+            try:
+                came = await Replay(spool, clickhouse, table=arguments.table, shown=progress.show).run()
+            finally:
+                progress.end()
+    _print([dataclasses.asdict(one) for one in came], arguments.json)
+    if not came and not arguments.json:
+        print("There are no dead letters.")
+    return FAILED if any(one.left for one in came) and not arguments.dry_run else DONE
 
 
 async def _inspected(settings: Config, *, whole: bool) -> Inspection:

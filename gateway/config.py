@@ -146,15 +146,15 @@ class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reserve_bytes: Annotated[int, Meta(ge=64 * KiB, description="Disk kept free for the spool's own book-keeping.")] = (
         4 * MiB
     )
-    spool_bytes_max: Annotated[
-        int, Meta(ge=1 * MiB, description="Disk for rows that are not stored yet; then 503.")
-    ] = 10 * GiB
+    spool_bytes_max: Annotated[int, Meta(ge=1 * MiB, description="Disk for rows not stored yet; then 503.")] = 10 * GiB
     spool_free_bytes_min: Annotated[int, Meta(ge=0, description="Disk the spool leaves free for others; then 503.")] = (
         256 * MiB
     )
     audit_ms: Annotated[
         int, Meta(ge=0, description="Time stored rows stay in the spool, in case ClickHouse dies and loses them.")
     ] = 120_000
+    dead_letter_bytes_max: Annotated[int, Meta(ge=1 * MiB, description="Disk for rows ClickHouse refuses.")] = 256 * MiB
+    refused_rows_max: Annotated[int, Meta(ge=1, description="Rows it refuses in a row before we suspect it.")] = 1_000
 
 
 class DialectLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

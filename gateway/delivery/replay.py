@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,13 +47,30 @@ class Replayed:
 
 
 class Replay:
-    """A replay of all slots below ``spool``, a data directory's spool; of one ``table`` where it is named."""
+    """A replay of all slots below ``spool``, a data directory's spool; of one ``table`` where it is named.
 
-    def __init__(self, clickhouse: ClickHouse, spool: Path, *, table: str = "") -> None:
-        self._clickhouse = clickhouse
+    Without a ``clickhouse`` there is only ``look``. ``shown`` is told how many files are done, and of how many.
+    """
+
+    def __init__(
+        self,
+        spool: Path,
+        clickhouse: ClickHouse | None = None,
+        *,
+        table: str = "",
+        shown: Callable[[int, int], None] = lambda done, of: None,
+    ) -> None:
         self._spool = spool
+        self._shown = shown
         self._only = table
+        self._given = clickhouse
         self._tables: dict[str, Replayed] = {}
+
+    @property
+    def _clickhouse(self) -> ClickHouse:
+        if self._given is None:
+            raise LookupError("there is no ClickHouse to send dead letters to")
+        return self._given
 
     def look(self) -> list[Replayed]:
         """How many letters there are, and nothing else."""
@@ -66,7 +83,9 @@ class Replay:
 
     async def run(self) -> list[Replayed]:
         """Send them. Raises Busy when the server is away."""
-        for dead_letters, file in self._files():
+        files = list(self._files())
+        for done, (dead_letters, file) in enumerate(files):
+            self._shown(done, len(files))
             came = self._of(file)
             try:
                 with dead_letters.locked():
@@ -75,6 +94,7 @@ class Replay:
                 raise
             except (DeadLettersBusy, DeliveryError) as error:
                 came.stay(max(1, len(self._letters(file, came))), error)
+        self._shown(len(files), len(files))
         return list(self._tables.values())
 
     def _files(self) -> Iterator[tuple[DeadLetters, LetterFile]]:

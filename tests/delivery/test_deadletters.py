@@ -217,23 +217,23 @@ async def test_a_replay_stores_each_row_once_when_the_cause_is_mended(plain: Rig
     assert sorted(letter["record"]["Number"] for letter in letters(plain)) == bad
     spool = plain.frames.place.parent
 
-    assert [(came.found, came.left) for came in Replay(plain.direct, spool).look()] == [(3, 3)]
-    (still,) = await Replay(plain.direct, spool).run()
+    assert [(came.found, came.left) for came in Replay(spool).look()] == [(3, 3)]
+    (still,) = await Replay(spool, plain.direct).run()
     assert (still.found, still.stored, still.left) == (3, 0, 3)
     assert still.reasons == ("ClickHouse error 691 UNKNOWN_ELEMENT_OF_ENUM",)
     assert buried(plain) == bad
 
     await widen(plain)
     kept = {file.path: file.path.read_bytes() for file in files(plain.frames.place)}
-    assert await Replay(plain.direct, spool, table="others").run() == []
-    (came,) = await Replay(plain.direct, spool).run()
+    assert await Replay(spool, plain.direct, table="others").run() == []
+    (came,) = await Replay(spool, plain.direct).run()
     assert (came.found, came.stored, came.there_already, came.left) == (3, 3, 0, 0)
     assert letters(plain) == []
     assert await plain.stored() == list(range(1_000))
 
     for path, lines in kept.items():  # as if it had died before it was done with the files
         path.write_bytes(lines)
-    (again,) = await Replay(plain.direct, spool).run()
+    (again,) = await Replay(spool, plain.direct).run()
     assert (again.stored, again.there_already, again.left) == (0, 3, 0)
     assert await plain.stored() == list(range(1_000))
     rows = await plain.direct.query(
@@ -250,7 +250,7 @@ async def test_of_a_frame_some_rows_may_still_be_refused(plain: Rig) -> None:
     (file,) = files(plain.frames.place)
     lines = file.path.read_bytes().splitlines(keepends=True)
     file.path.write_bytes(b"".join([*lines[:3], lines[3].replace(BAD.encode(), GOOD.encode()), *lines[4:]]))
-    (came,) = await Replay(plain.direct, plain.frames.place.parent).run()
+    (came,) = await Replay(plain.frames.place.parent, plain.direct).run()
     assert (came.found, came.stored, came.left) == (10, 1, 9)
     assert await plain.stored() == [3, *range(10, 20)]
     assert buried(plain) == [0, 1, 2, *range(4, 10)]
@@ -265,10 +265,10 @@ async def test_a_replay_without_an_answer_doubles_nothing(plain: Rig, fault: Fau
     through = ClickHouse(plain.proxy.url, database=plain.direct.database)
     await through.start()
     plain.proxy.plan.extend([fault] * 100)
-    (lost,) = await Replay(through, plain.frames.place.parent).run()
+    (lost,) = await Replay(plain.frames.place.parent, through).run()
     assert lost.left in (0, 20)
     plain.proxy.plan.clear()
-    await Replay(through, plain.frames.place.parent).run()
+    await Replay(plain.frames.place.parent, through).run()
     await through.close()
     assert await plain.stored() == list(range(20))
     assert letters(plain) == []
