@@ -66,6 +66,13 @@ class Gateway:
             raise RuntimeError(f"the gateway did not stop within {STOP_S} s\n{self.log()}") from None
 
     @property
+    def pid(self) -> int:
+        """Of its supervisor."""
+        if self._process is None:
+            raise RuntimeError("the gateway was not started")
+        return self._process.pid
+
+    @property
     def dsn(self) -> str:
         """Of its own Postgres."""
         return (self._data_dir / "postgres.dsn").read_text().strip()
