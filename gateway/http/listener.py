@@ -262,7 +262,7 @@ class Connection(web.RequestHandler):
         self._last_body = self._messages[-1][1]
         # Behind a body that has not ended nothing can be queued but the news that its framing broke, which
         # aiohttp would tell the next request only, while this one waits for its body until it is too slow.
-        if before is not None and not before.is_eof():
+        if before is not None and before is not self._last_body and not before.is_eof():
             before.set_exception(web.RequestPayloadError("broken framing"))
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's says None: always close at once

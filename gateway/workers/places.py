@@ -189,7 +189,7 @@ class Place:
     async def _try_to_fill(self) -> None:
         try:
             await self._fill(self._slot)
-        except WorkerFailed as error:
+        except (WorkerFailed, OSError) as error:
             self._on_death(self.number)
             logger.error(  # noqa: TRY400 - the text says it all
                 "worker %d cannot start: %s; trying again in %.1f s", self.number, error, self._delay_s

@@ -239,6 +239,8 @@ class Supervisor(Collector):
         taken = self._starting_slots.union(*(place.slots for place in self._places))
         others = [slot for slot in _SLOTS if slot not in taken]
         free = [slot for slot in others if not frames.is_open(spool, slot)]
+        if wanted is None and not free:
+            raise WorkerFailed(f"all {len(_SLOTS)} slots are taken, by workers of a gateway that was killed perhaps")
         own = wanted if wanted is not None else free[0]
         if self._not_ready != "starting":
             return [own, *(slot for slot in free if slot != own and _holds(spool, slot))]

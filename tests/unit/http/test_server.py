@@ -11,11 +11,11 @@ from typing import ClassVar
 
 import pytest
 import uvloop
-from aiohttp import http_parser
+from aiohttp import StreamReader, http_parser
 
 from gateway.config import Limits
 from gateway.dialects.dialect import Dialect
-from gateway.http.listener import Listener, Patience
+from gateway.http.listener import Connection, Listener, Patience
 from gateway.http.probes import Probes
 from gateway.http.server import AdminServer, IngestServer
 from gateway.metrics import Metrics
@@ -115,6 +115,33 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
         client.send(one + b"a" + one.replace(b": 1", b": 3") + b"b\nc" + one + b"d")
         assert [(await client.reply())[2][:1] for _ in range(3)] == [b"1", b"2", b"1"]
         client.close()
+
+
+async def test_a_body_that_comes_in_pieces_behind_a_request_that_waits_is_whole() -> None:
+    house = House()
+    house.shelf.promise.kept.clear()
+    server = IngestServer(["127.0.0.1:0"], house.ingest, [lines()])
+    [address] = await server.start()
+    client = await Client.to(address)
+    one = f"{POST}Content-Length: 3\r\n\r\n"
+    client.send(f"{one}one")
+    await asyncio.wait_for(house.shelf.promise.waited_for.wait(), WAIT_S)
+    [connection] = server._listener.connections
+    for piece, body_bytes in ((f"{one}t", 1), ("w", 2)):
+        client.send(piece)
+        await until(lambda body_bytes=body_bytes: bool(connection._messages) and queued(connection) == body_bytes)  # type: ignore[misc]
+    client.send("o")
+    house.shelf.promise.kept.set()
+    assert [(await client.reply())[0] for _ in range(2)] == [200, 200]
+    assert house.shelf.texts == ["one", "two"]
+    await server.stop(WAIT_S)
+
+
+def queued(connection: Connection) -> int:
+    """Bytes that are here of the body of the request that waits its turn."""
+    body = connection._messages[-1][1]
+    assert isinstance(body, StreamReader)
+    return body.total_bytes
 
 
 async def test_an_answer_comes_in_one_segment() -> None:
