@@ -1,0 +1,475 @@
+"""One simulation: processes on a disk, a server, senders, and everything that happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import gateway.delivery.compaction
+import gateway.delivery.spool
+import gateway.delivery.walk
+import gateway.delivery.writer
+from gateway.delivery import Delivery, Settings
+from gateway.delivery.adoption import adopt
+from gateway.delivery.block import Durability, Receipt
+from gateway.delivery.deadletter import DeadLetters
+from gateway.delivery.frames import FrameNumbers, slot_place
+from gateway.delivery.segments import SegmentName, SegmentReader
+from gateway.errors import WeirError
+from gateway.metrics import Metrics
+from tests.chaos.simulation.disk import Cut, FakeDisk, Faults, Medium
+from tests.chaos.simulation.loop import Being, Loop, Stuck
+from tests.chaos.simulation.oracle import Obligation, Oracle, Process, Violation, Word
+from tests.chaos.simulation.plan import TABLES, Plan, Request, plan
+from tests.chaos.simulation.server import Client, Network, Server, Stored
+from tests.chaos.simulation.writer import TIME, SimulatedWriter
+from tests.delivery.things import numbered, things, write
+
+WALL = 1_790_000_000.0
+HEALING_S = 900.0
+SEGMENT_BYTES_MIN = 2048
+RAM_DISK = Path("/dev/shm")  # noqa: S108 - nothing of it stays
+"""Where it is there; elsewhere the simulation is slower."""
+
+
+class World:
+    """The simulation of one seed. ``trace`` is what happened, the same for the same seed."""
+
+    def __init__(self, seed: int, directory: Path) -> None:
+        self.seed = seed
+        self.plan: Plan = plan(seed)
+        self.trace: list[str] = []
+        self.loop = Loop(Random(f"threads {seed}"), patience_s=self.plan.trouble_s + 2 * HEALING_S)
+        self.directory = directory / "spool"
+        self.directory.mkdir()
+        self.medium = Medium(directory, Random(f"disk {seed}"), self.note)
+        self.skipped: set[int] = set()
+        self.oracle = Oracle(self.loop.time, self.skipped)
+        self.oracle.poison = self.plan.poison
+        self.server = Server(
+            self.loop,
+            Random(f"server {seed}"),
+            TABLES,
+            self.note,
+            stored=self.oracle.stored,
+            lost=self._lost,
+        )
+        self.server.poison = self.plan.poison
+        self._random = Random(f"world {seed}")
+        self._mint = Random(f"mint {seed}")
+        self._lives: dict[int, Life] = {}
+        self._count = 0
+        self._healed = False
+        self._unaudited: dict[int, tuple[float, Process]] = {}
+
+    def note(self, what: str) -> None:
+        """Write down what happens now."""
+        self.trace.append(f"{self.loop.time():10.5f} {what}")
+
+    def run(self) -> None:
+        """Run it. Raises Violation or Stuck."""
+        with _simulated(self):
+            self.loop.run(self._main())
+
+    # What happens ------------------------------------------------------------------------------------
+
+    async def _main(self) -> None:
+        self._trouble(on=True)
+        for at, with_machine, for_s in self.plan.server:
+            self.loop.call_at(at, partial(self.server.crash, machine=with_machine, for_s=for_s))
+        for at, until, table in self.plan.parked:
+            self.loop.call_at(at, partial(self.server.park, table, parked=True))
+            self.loop.call_at(min(until, self.plan.trouble_s), partial(self.server.park, table, parked=False))
+        for at, until in self.plan.full:
+            self.loop.call_at(at, self._fill)
+            self.loop.call_at(until, self._empty)
+        for at in self.plan.power_cuts:
+            self.loop.call_at(at, self._cut_power)
+        for request in self.plan.requests:
+            self.loop.call_at(request.at, self._send, request)
+        for at, slot in self.plan.flushes:
+            self.loop.call_at(at, self._flush, slot)
+        slots = [self.loop.create_task(self._keep(slot)) for slot in range(self.plan.together)]
+        await asyncio.gather(*slots)
+        await asyncio.sleep(max(0.0, self.plan.trouble_s - self.loop.time()))
+        await self._heal()
+
+    def _trouble(self, *, on: bool) -> None:
+        plan, medium, server = self.plan, self.medium, self.server
+        medium.faults = plan.disk if on else Faults()
+        medium.capacity = plan.capacity if on else 1 << 40
+        server.network = plan.network if on else Network()
+        server.loses = plan.loses if on else 0.0
+
+    def _fill(self) -> None:
+        self.note("disk: full")
+        self.medium.taken_by_others = max(0, self.medium.capacity - self.medium.used)
+
+    def _empty(self) -> None:
+        self.note("disk: room again")
+        self.medium.taken_by_others = 0
+
+    async def _keep(self, slot: int) -> None:
+        """A supervisor: one process after the other in one slot, while there is trouble."""
+        kills = list(self.plan.kills[slot])
+        while (now := self.loop.time()) < self.plan.trouble_s:
+            ends = [
+                *((at, how) for at, how in kills if at > now),
+                *((at, "power") for at in self.plan.power_cuts if at > now),
+                (self.plan.trouble_s, self._random.choice(("kill", "stop"))),
+            ]
+            at, how = min(ends)
+            await self._live(slot, at, how)
+            await asyncio.sleep(self._random.choice((0.001, 0.1, 1.0)))
+
+    async def _live(self, slot: int, ends_at: float, how: str) -> None:
+        """One process, until its end."""
+        # Another one may hold this slot's files until then.
+        foreign = [] if self.plan.together > 1 else [1]
+        life = self._new_life(slot, ends_at if how != "stop" else self.plan.trouble_s + HEALING_S)
+        self._lives[slot] = life
+        try:
+            life.begin(foreign)
+        except Cut:
+            self._kill(life)
+            return
+        await asyncio.sleep(ends_at - self.loop.time())
+        if life.process.dead:
+            return
+        if how == "stop":
+            await self._stop(life)
+        else:
+            self._kill(life)
+
+    def _new_life(self, slot: int, ends_at: float) -> Life:
+        self._count += 1
+        process = Process(slot, f"{self._count}@{slot}")
+        return Life(self, process, ends_at)
+
+    def _kill(self, life: Life) -> None:
+        process = life.process
+        if not process.dead:
+            self.note(f"{process.name}: killed")
+            process.dead = process.killed = True
+            process.ended = self.loop.time()
+            life.abandon()
+            self._lives.pop(process.slot, None)
+
+    async def _stop(self, life: Life) -> None:
+        """Stop as asked; the stop itself may be cut off by the power."""
+        life.ends_at = min(
+            (at for at in self.plan.power_cuts if at > self.loop.time()), default=self.plan.trouble_s + HEALING_S
+        )
+        await life.stop(self._random.choice((0.0, 0.1, 2.0)))
+        if not life.process.dead:
+            self._lives.pop(life.process.slot, None)
+
+    def _cut_power(self) -> None:
+        self.note("power is cut")
+        for life in list(self._lives.values()):
+            self._kill(life)
+        self.oracle.power_cuts.append(self.loop.time())
+        self.medium.cut_power()
+
+    def _lost(self, table: str, row: Stored, client: Being) -> None:
+        assert isinstance(client, Process)
+        self.oracle.lost(table, row)
+        self._unaudited[row.number] = (self.loop.time(), client)
+
+    # Senders -----------------------------------------------------------------------------------------
+
+    def _send(self, request: Request) -> None:
+        life = self._lives.get(request.slot)
+        if life is not None and not life.process.dead and life.delivery is not None:
+            self.loop.create_task(life.request(request), context=life.process.context())
+
+    def _flush(self, slot: int) -> None:
+        life = self._lives.get(slot)
+        if life is not None and not life.process.dead and life.delivery is not None:
+            self.loop.create_task(life.delivery.flush(), context=life.process.context())
+
+    # The end -----------------------------------------------------------------------------------------
+
+    async def _heal(self) -> None:
+        """Mend everything, start one process over all that is left, and see what became of it."""
+        self.note("everything is mended")
+        self._healed = True
+        for life in list(self._lives.values()):
+            self._kill(life)
+        self._trouble(on=False)
+        self._empty()
+        for table in TABLES:
+            self.server.park(table, parked=False)
+        life = self._new_life(0, float("inf"))
+        life.begin(list(range(1, self.plan.together)))
+        delivery = life.delivery
+        assert delivery is not None
+        await asyncio.wait_for(delivery.flush(), HEALING_S)
+        self.note("everything is flushed")
+        audit_s = self.plan.settings["audit_ms"] / 1000
+        await asyncio.sleep(5 + audit_s)
+        if self._unaudited:
+            await asyncio.wait_for(delivery.flush(), HEALING_S)
+            await asyncio.sleep(30 + audit_s)
+        life.check_counters()
+        life.check_nothing_is_held()
+        self.oracle.check(self._letters(), self._excused)
+        await life.stop(1.0)
+        if life.process.lost:
+            raise Violation("rows are lost with a stop after a flush")
+
+    def _letters(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for slot in range(self.plan.together):
+            for file in DeadLetters(slot_place(self.directory, slot), bytes_max=0).files():
+                for letter in file.letters():
+                    number = letter["record"]["Number"]
+                    found[number] = found.get(number, 0) + 1
+        return found
+
+    def _excused(self, row: Obligation) -> bool:
+        """Whether the server lost a row, and who stored it lived no longer, or was not to remember it."""
+        if not row.lost_by_server:
+            return False
+        if not self.plan.settings["audit_ms"]:
+            return True
+        for lost_at, process in (self._unaudited[number] for number, other in self.oracle.rows.items() if other is row):
+            if process.ended is not None and process.ended < lost_at + 60.0:
+                return True
+        return False
+
+
+class Life:
+    """One process, from its start to its end."""
+
+    def __init__(self, world: World, process: Process, ends_at: float) -> None:
+        self._world = world
+        self.process = process
+        self.ends_at = ends_at
+        self.delivery: Delivery | None = None
+        self.metrics = Metrics()
+        self._disk = FakeDisk(world.medium, lambda: self.ends_at - world.loop.time(), world.skipped)
+        self._disk.latency_s = world.plan.disk_latency_s
+        self._frames: FrameNumbers | None = None
+
+    def begin(self, foreign: list[int]) -> None:
+        """Start, taking over the slots ``foreign``. Raises Cut when that is where it ends."""
+        world = self._world
+        world.note(f"{self.process.name}: starts")
+        self.process.context().run(self._begin, foreign)
+
+    def _begin(self, foreign: list[int]) -> None:
+        world = self._world
+        mint = partial(world._mint.getrandbits, 64)
+        self._frames = FrameNumbers(world.directory, slot=self.process.slot, mint=mint)
+        world.medium.sync_directory(self._frames.place)
+        if world._random.random() < world.plan.adoption_cut and not world._healed:
+            world.medium.cut_at_rename = world._random.randint(0, 5)
+        try:
+            for slot in foreign:
+                self._disk.elapsed = 0.0
+                adopt(self._frames, slot, self._disk)
+        except OSError as error:
+            world.note(f"{self.process.name}: cannot take over: {error}")
+            raise Cut from error
+        finally:
+            world.medium.cut_at_rename = None
+        self.delivery = Delivery(
+            [things(name) for name in TABLES],
+            Client(world.server, self.process, world.note),
+            Settings(**world.plan.settings),
+            frames=self._frames,
+            metrics=self.metrics,
+            clock=world.loop.time,
+            wall=lambda: WALL + world.loop.time(),
+            random=Random(f"{world.seed} {self.process.name}").random,
+            disk=self._disk,
+        )
+        world.loop.create_task(self.delivery.start())
+
+    async def stop(self, deadline_s: float) -> None:
+        """Stop as asked."""
+        self._world.note(f"{self.process.name}: is to stop")
+        assert self.delivery is not None
+        stopping = self._world.loop.create_task(self.delivery.stop(deadline_s), context=self.process.context())
+        while not stopping.done() and not self.process.dead:
+            await asyncio.sleep(0.05)
+        if self.process.dead:
+            return
+        lost = stopping.result()
+        self._world.note(f"{self.process.name}: has stopped, lost {lost}")
+        self.process.lost.update(lost)
+        self.process.dead = True
+        self.process.ended = self._world.loop.time()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """What the system does once the process is gone."""
+        self._disk.abandon()
+        if self._frames is not None:
+            self._frames.close()
+
+    async def request(self, request: Request) -> None:
+        """One request's life."""
+        world, oracle = self._world, self._world.oracle
+        numbers = [number for _, some in request.rows for number in some]
+        for table, some in request.rows:
+            oracle.sent(table, some, self.process)
+        try:
+            receipt = await self._commit(request)
+        except WeirError as error:
+            world.note(f"{self.process.name}: {numbers[0]}-{numbers[-1]} refused at once: {error.log}")
+            oracle.told(numbers, Word.NEVER)
+            return
+        try:
+            await receipt.wait()
+        except WeirError as error:
+            world.note(f"{self.process.name}: {numbers[0]}-{numbers[-1]} refused: {error.log}")
+            oracle.told(numbers, Word.REFUSED)
+        else:
+            world.note(f"{self.process.name}: {numbers[0]}-{numbers[-1]} taken, {receipt.durability}")
+            oracle.told(numbers, Word.TAKEN, Durability[receipt.durability.upper()])
+        self.check_counters()
+
+    async def _commit(self, request: Request) -> Receipt:
+        assert self.delivery is not None
+        how = request.project, request.expected_bytes, request.durability
+        if request.apart:
+            with self.delivery.rows_apart(*how) as apart:
+                for table, some in request.rows:
+                    write(apart.columns(table), numbered(some, days=request.days), body=request.body)
+                await apart.cut()
+                return apart.commit()
+        with self.delivery.rows(*how) as rows:
+            for table, some in request.rows:
+                write(rows.columns(table), numbered(some, days=request.days), body=request.body)
+            return rows.commit()
+
+    def check_counters(self) -> None:
+        """Accepted and recovered rows are stored, refused, dead letters, damaged or buffered."""
+        metrics = self.metrics
+        assert metrics.rows_buffered.read is not None
+        for labels, buffered in metrics.rows_buffered.read().items():
+            came = sum(
+                counter.values.get(labels, 0) for counter in (metrics.rows_accepted, metrics.rows_recovered)
+            )
+            went = sum(
+                counter.values.get(labels, 0)
+                for counter in (
+                    metrics.rows_stored,
+                    metrics.rows_dead_lettered,
+                    metrics.rows_refused,
+                    metrics.rows_damaged,
+                )
+            )
+            if came != went + buffered:
+                raise Violation(f"{self.process.name}: {labels[0]}: {came} rows came, {went} went, {buffered} are here")
+
+    def check_nothing_is_held(self) -> None:
+        """After everything is stored nothing is held in memory, and the disk is given back."""
+        assert self.delivery is not None
+        ledger = self.delivery._spool.ledger
+        held = sum(ring.held_bytes for ring in self.delivery._rings)
+        reserved = sum(ring.reserved_bytes for ring in self.delivery._rings)
+        closed = [segment.name.file for segment in ledger.segments.values() if segment.closed]
+        left = {
+            "bytes held": held,
+            "bytes reserved": reserved,
+            "rows buffered": sum(self.delivery.buffered().values()),
+            "live bytes": ledger.live_bytes,
+            "projects": len(ledger.project_bytes),
+            "frames held": len(ledger.held),
+            "seals": len(ledger.sealed) + len(ledger.homes),
+            "closed segments": len(closed),
+        }
+        if any(left.values()):
+            raise Violation(f"not given back: {left} {closed}")
+
+
+# The world in place of what it simulates -------------------------------------------------------------
+
+
+class _Listener(logging.Handler):
+    """What the gateway logs is part of the trace; a fault of its own is a violation."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.INFO)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._world.note(f"log: {record.getMessage()}")
+        if record.exc_info and self._world.loop.broken is None:
+            error = record.exc_info[1]
+            self._world.loop.broken = Violation(f"{record.getMessage()}: {error!r}")
+            self._world.loop.broken.__cause__ = error
+
+
+@contextmanager
+def _simulated(world: World) -> Iterator[None]:
+    """Put the simulated parts where the gateway takes the real ones."""
+    rename: Callable[[Path, Any], Any] = Path.rename
+    medium = world.medium
+
+    class FailingReader(SegmentReader):
+        def __init__(self, path: Path, name: SegmentName, end: int | None = None) -> None:
+            if medium.fails(medium.faults.read):
+                raise OSError(5, os.strerror(5))
+            super().__init__(path, name, end)
+
+    def renamed(path: Path, target: Path) -> Path:
+        if path in medium.files:
+            medium.rename(path, target)
+            return target
+        result: Path = rename(path, target)
+        return result
+
+    places: list[tuple[object, str, object]] = [
+        (gateway.delivery.spool, "Writer", SimulatedWriter),
+        (gateway.delivery.spool, "SegmentReader", FailingReader),
+        (gateway.delivery.walk, "SegmentReader", FailingReader),
+        (gateway.delivery.compaction, "SegmentReader", FailingReader),
+        (gateway.delivery.writer, "time", TIME),
+        (gateway.delivery.writer, "SEGMENT_BYTES_MIN", SEGMENT_BYTES_MIN),
+        (Path, "rename", renamed),
+    ]
+    before = [(where, name, getattr(where, name)) for where, name, _ in places]
+    log, listener = logging.getLogger("gateway.delivery"), _Listener(world)
+    log_before = log.level, log.propagate
+    for where, name, simulated in places:
+        setattr(where, name, simulated)
+    log.addHandler(listener)
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for where, name, real in before:
+            setattr(where, name, real)
+        log.removeHandler(listener)
+        log.level, log.propagate = log_before
+
+
+def simulate(seed: int) -> tuple[list[str], AssertionError | None]:
+    """Run one seed: its trace, and what was violated."""
+    root = RAM_DISK if RAM_DISK.is_dir() else None
+    directory = Path(tempfile.mkdtemp(prefix="weir-simulation-", dir=root))
+    try:
+        world = World(seed, directory)
+        try:
+            world.run()
+        except (Violation, Stuck, TimeoutError) as violation:
+            error = violation if isinstance(violation, AssertionError) else Stuck("not flushed in time")
+            world.note(f"VIOLATION: {error}")
+            return world.trace, error
+        return world.trace, None
+    finally:
+        shutil.rmtree(directory)
