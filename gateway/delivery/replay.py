@@ -94,7 +94,8 @@ class Replay:
                 raise
             except (DeadLettersBusy, DeliveryError) as error:
                 came.stay(max(1, len(self._letters(file, came))), error)
-        self._shown(len(files), len(files))
+        if files:
+            self._shown(len(files), len(files))
         return list(self._tables.values())
 
     def _files(self) -> Iterator[tuple[DeadLetters, LetterFile]]:
