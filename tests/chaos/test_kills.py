@@ -7,11 +7,22 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.gateway import World
+from tests.chaos.kill import KillRounds
 from tests.chaos.load import Load, settle
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds workers through /proc")
 
+ROUNDS, CYCLES = 1, 4
 PAUSE_MS = 10.0
+
+
+def test_no_acknowledged_record_is_lost_or_doubled_by_kills(world: World, seed: str) -> None:
+    with KillRounds(world, seed, pause_ms=PAUSE_MS) as rounds:
+        for number in range(ROUNDS):
+            rounds.round(number, CYCLES)
+    print(rounds.tally.summary())
+    assert rounds.tally.acked > 0
+    assert rounds.tally.clean, rounds.tally.summary()
 
 
 @pytest.mark.parametrize("state", ["stopped", "down"])
