@@ -282,10 +282,10 @@ class Delivery:
             flusher.take(block)
 
     def _not_kept(self, block: Block, error: OSError) -> None:
-        """A block could not be written: its senders are told, unless memory was all they were promised."""
+        """A block could not be written, or synced: its senders are told, unless what they were promised holds."""
         self._congestion.leave()
         shard = self._shard(block.project_id)
-        if block.durability == Durability.MEMORY:
+        if block.durability <= block.promise.reached:
             self._flushers[shard].take(block)
             return
         log.error("%s: %d rows could not be written to the spool: %s", block.table, block.rows, error.strerror)

@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,9 @@ from gateway.delivery.segments import Frame, Kind, SegmentName, SegmentReader, h
 from gateway.delivery.spool import Spool
 from gateway.errors import Overloaded
 from tests.delivery.conftest import OpenRig
+from tests.delivery.disks import Recording, failing
 from tests.delivery.rig import Engine, Rig, answered, rig, until, until_it
-from tests.delivery.things import things
+from tests.delivery.things import numbered, things, write
 from tests.support.proxy import Fault
 
 REQUEST_BYTES = 20_000
@@ -426,3 +428,35 @@ async def test_a_block_that_was_done_and_is_written_again_is_found_after_a_kill(
     await spool.stop()
     numbers.close()
     numbers_after.close()
+
+
+async def test_rows_that_were_promised_no_sync_outlive_one_that_fails(engine: Engine, tmp_path: Path) -> None:
+    """They were acknowledged when they were written, in one group with rows that are refused when the sync fails."""
+    disk = Recording()
+    async with rig(engine, tmp_path, disk=disk) as rig_:
+        disk.go.clear()
+        first = rig_.send([0])
+        await until(disk.held.is_set, "the disk is held")
+        try:
+            synced = rig_.send([1], project="synced")
+            with rig_.delivery.rows("written", 64, "os") as rows:
+                write(rows.columns("things"), numbered([2]))
+                written = rows.commit()
+            await until(lambda: not any(uncut(rig_).values()), "they are cut")
+            disk.fails = failing("sync", errno.EIO, after=1)
+        finally:
+            disk.go.set()
+        await first.wait()
+        await written.wait()
+        with pytest.raises(Overloaded):
+            await synced.wait()
+        await rig_.flush()
+        assert await rig_.stored() == [0, 2]
+        assert rig_.metrics.rows_refused.values == {("things",): 1}
+        rig_.check_counters()
+
+
+def uncut(rig: Rig) -> dict[str, int]:
+    """Rows that are not cut yet, per table."""
+    shards: Any = rig.delivery.buffers()["shards"]
+    return {table: rows for shard in shards for table, rows in shard["rows_open"].items()}
