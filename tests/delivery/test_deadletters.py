@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import shutil
 import stat
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from gateway.delivery.block import Receipt
+from gateway.delivery.block import Block, Receipt
 from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.deadletter import DeadLetters, LetterFile
 from gateway.delivery.replay import Replay
+from gateway.delivery.seals import Sealed, disjoint
+from gateway.delivery.segments import Frame, Kind, SegmentReader, members_of, segment_name
 from gateway.schema import create_table
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import Engine, Rig, answered, rig, until, until_it
@@ -335,3 +338,53 @@ def waiting(rig: Rig) -> int:
 
 async def stores(rig: Rig, rows: int) -> bool:
     return len(await rig.stored()) == rows
+
+
+async def test_crashes_are_tried_in_both_halves_of_the_search(engine: Engine, tmp_path: Path) -> None:
+    """Else the tests above would prove less than they say."""
+    kinds = set()
+    for after in (3, 13):
+        async with rig(engine, tmp_path / str(after), batch_age_ms=500.0) as before:
+            await stop_in_the_middle(before, after)
+            kinds.add(last_seal(before.frames.place).by_row)
+            await before.delivery.stop(0.0)
+    assert kinds == {False, True}
+
+
+def last_seal(slot: Path) -> Sealed:
+    """The newest in a spool."""
+    seals = []
+    for path in slot.glob("*.seg"):
+        name = segment_name(path)
+        assert name is not None
+        with SegmentReader(path, name) as reader:
+            for frame in reader.frames():
+                if isinstance(frame, Frame) and frame.kind == Kind.SEAL:
+                    token, members = members_of(reader.payload(frame) or b"\0")
+                    seals.append(Sealed(frame.table, token, tuple(members)))
+    return disjoint(seals)[0]
+
+
+async def test_a_block_that_cannot_be_decoded_is_kept_whole(
+    plain: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make = Block.__init__
+
+    def broken(
+        self: Block, table: str, project_id: str, frame: int, rows: int, data: bytes, *rest: Any, **more: Any
+    ) -> None:
+        wrong = data[:-1] + b"?" if project_id == "broken" else data
+        make(self, table, project_id, frame, rows, wrong, *rest, **more)
+
+    monkeypatch.setattr(Block, "__init__", broken)
+    plain.send(range(100), project="broken")
+    plain.send(range(100, 200))
+    await plain.flush()
+    assert await plain.stored() == list(range(100, 200))
+    (letter,) = letters(plain)
+    assert (letter["reason"]["code"], letter["row"], letter["rows"]) == (40, None, 100)
+    assert len(base64.b64decode(letter["block"])) > 100
+    assert plain.metrics.rows_dead_lettered.values == {("things",): 100}
+    plain.check_counters()
+    (came,) = await Replay(plain.frames.place.parent, plain.direct).run()
+    assert (came.left, came.reasons) == (1, ("it is a block that cannot be decoded",))
