@@ -259,8 +259,8 @@ class Spool:
                 loaded, goes_on = await asyncio.to_thread(self._load, segment, table, start, end, bytes_max)
             except OSError as error:
                 log.error("spool: %s cannot be read: %s", segment.name.file, error.strerror)  # noqa: TRY400
-                segment.unread[table] = start
-                break
+                segment.unread[table] = min(start, segment.unread.get(table, start))
+                continue
             if goes_on is not None:
                 segment.unread[table] = min(goes_on, segment.unread.get(table, goes_on))
             for block, damage in loaded:

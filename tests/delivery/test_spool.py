@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import random
 import shutil
 import threading
@@ -403,22 +404,15 @@ def welcome(rig: Rig, project: str) -> bool:
 async def test_a_block_that_was_done_and_is_written_again_is_found_after_a_kill(tmp_path: Path) -> None:
     """ClickHouse took it and lost it, and all of that in one segment."""
 
-    def opened(directory: Path) -> tuple[FrameNumbers, Spool]:
-        numbers = FrameNumbers(directory)
-        return numbers, Spool(numbers.place, numbers, segment_bytes=1 << 20, reserve_bytes=1 << 16, audit_s=100.0)
-
-    def failed(block: Block, error: OSError) -> None:
-        raise error
-
     numbers, spool = opened(tmp_path / "a")
     spool.start()
     await spool.recover()
     block = Block("things", "p", numbers.next(), 10, b"a block", 0.0, durability=Durability.DISK)
     kept: list[Block] = []
-    spool.append(block, kept.append, failed)
+    spool.append(block, kept.append, refused)
     await until(lambda: len(kept) == 1, "it is kept")
     spool.done("things", "", [block])
-    spool.revive(block, kept.append, failed)
+    spool.revive(block, kept.append, refused)
     await until(lambda: len(kept) == 2, "it is kept again")
     numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
     backlog, _ = await after.recover()
@@ -460,3 +454,43 @@ def uncut(rig: Rig) -> dict[str, int]:
     """Rows that are not cut yet, per table."""
     shards: Any = rig.delivery.buffers()["shards"]
     return {table: rows for shard in shards for table, rows in shard["rows_open"].items()}
+
+
+async def test_a_segment_that_cannot_be_read_keeps_no_other_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers, spool = opened(tmp_path / "a")
+    spool.start()
+    await spool.recover()
+    blocks = [Block("things", "p", numbers.next(), 1, bytes(700_000), 0.0) for _ in range(4)]
+    kept: list[Block] = []
+    for block in blocks:
+        spool.append(block, kept.append, refused)
+    await until(lambda: len(kept) == 4, "they are kept")
+    numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
+    await after.recover()
+    pread, bad = os.pread, sorted((tmp_path / "b").rglob("*.seg"))[0].stat()
+
+    def on_a_bad_disk(descriptor: int, length: int, offset: int) -> bytes:
+        if os.path.samestat(os.fstat(descriptor), bad):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", on_a_bad_disk)
+    assert [block.frame for block in await after.load("things", 8 << 20)] == [block.frame for block in blocks[1:]]
+    assert await after.load("things", 8 << 20) == []
+    monkeypatch.undo()
+    assert [block.frame for block in await after.load("things", 8 << 20)] == [blocks[0].frame]
+    await spool.stop()
+    numbers.close()
+    numbers_after.close()
+
+
+def opened(directory: Path) -> tuple[FrameNumbers, Spool]:
+    """A spool alone."""
+    numbers = FrameNumbers(directory)
+    return numbers, Spool(numbers.place, numbers, segment_bytes=1 << 20, reserve_bytes=1 << 16, audit_s=100.0)
+
+
+def refused(block: Block, error: OSError) -> None:
+    raise error
