@@ -276,6 +276,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return
+    print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}: what else runs takes its part of all this")
     print(
         f"{'':16}{'senders':>8}{'acks/s':>12}{'p50 ms':>9}{'p99 ms':>9}{'acks/sync':>11}{'B/sync':>9}{'CPU us/ack':>12}"
     )
