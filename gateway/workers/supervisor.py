@@ -178,7 +178,7 @@ class Supervisor(Collector):
         return Probes({"gateway": lambda: self._not_ready, "workers": self._trouble}, self, self._gather)
 
     async def _trouble(self) -> str:
-        """Ready while one worker is: the kernel gives a connection to another's socket only as long as it listens."""
+        """Ready while one worker is."""
         troubles = await asyncio.gather(*(place.trouble() for place in self._places))
         return "; ".join(troubles) if all(troubles) else ""
 
