@@ -76,7 +76,7 @@ class Hunt:
     """The search for the guilty rows of one frame.
 
     ``rows``: the numbers of those that were absent when it began, which ``search`` counts. ``bad``: why each
-    guilty one was refused. ``token``: of the try under way, whose SEAL is on disk.
+    guilty one was refused. ``token``: of the try under way, whose SEAL is on disk; ``doubtful``, as of a batch.
     ``broken``: why the frame cannot even be decoded.
     """
 
@@ -84,6 +84,7 @@ class Hunt:
     search: Search
     bad: dict[int, DeliveryError] = field(default_factory=dict)
     token: str = ""
+    doubtful: bool = False
     suspicions: int = 0
     repairs: int = 0
     broken: DeliveryError | None = None
@@ -115,6 +116,8 @@ class Isolation:
         """Nobody knows what became of the try under way."""
         if self.piece is not None:
             self.piece.doubtful = True
+        if self.hunt is not None:
+            self.hunt.doubtful = True
 
 
 @dataclass(slots=True, eq=False)

@@ -200,7 +200,7 @@ class Isolator:
             token = self._frames.token() + ROWS
             isolation.tokens.append(token)
             await self._seal(batch, token, block)
-            hunt.token, hunt.suspicions = token, 0
+            hunt.token, hunt.doubtful, hunt.suspicions = token, False, 0
         rows = hunt.rows[run.start : run.stop]
         insert = self._clickhouse.insert_absent(
             batch.table, block.data, frame=block.frame, token=hunt.token, rows=(rows[0], rows[-1])
@@ -209,11 +209,15 @@ class Isolator:
         try:
             await self._attempt(batch.table, insert)
         except DeliveryError as error:
+            hunt.doubtful |= isinstance(error, Ambiguous)
             hunt.suspicions += error.code in CUT_SHORT
             if not _is_refusal(error, hunt.suspicions):
                 raise
             refusal = error
-        stored = await self._clickhouse.stored_rows(batch.table, block.frame)
+        if refusal is None or hunt.doubtful:
+            stored = await self._clickhouse.stored_rows(batch.table, block.frame)
+        else:
+            stored = set()  # of these rows
         hunt.token = ""
         if refusal is None:
             if not stored.issuperset(rows):  # The server knows the token, and has lost the rows.
