@@ -1,11 +1,11 @@
 """The fault programme in full: ``make chaos``, or for one programme of it
 
-    python -m tests.chaos [kill] [clickhouse] [disk] [crash] [rot] [power] [--seconds N] [--seed S] [--fresh]
+    python -m tests.chaos [kill] [workers] [clickhouse] [disk] [crash] [rot] [power] [--seconds N] [--seed S] [--fresh]
 
 Each gets an equal part of the seconds (WEIR_CHAOS_SECONDS). Its rounds are counted in
 ``tests/chaos/results/PROGRAMME.json``, written after each; the next call goes on after the last one with
-the same seed. A round that fails is told with what replays it; one in which the harness itself fails
-begins again in a fresh world. Exit code 1 when a promise was broken.
+the same seed. A round that fails is told with what replays it, its directory is kept, and the next one
+begins in a fresh world. Exit code 1 when a promise was broken.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import argparse
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from tests.chaos.tally import Tally
 RESULTS = Path(__file__).parent / "results"
 PROGRAMMES: dict[str, tuple[Callable[[World, str], Any], Callable[[], bool]]] = {
     "kill": (KillRounds, lambda: True),
+    "workers": (partial(KillRounds, settings={"workers": "2"}), lambda: True),
     "clickhouse": (FaultRounds, lambda: True),
     "disk": (FullDiskRounds, may_mount),
     "crash": (CrashRounds, may_trace),
@@ -72,20 +75,27 @@ def run(name: str, record: Record, deadline: float) -> None:
     """Rounds until the deadline, in one world after the other."""
     make, _ = PROGRAMMES[name]
     while time.monotonic() < deadline:
-        with tempfile.TemporaryDirectory(prefix="weir-chaos-", ignore_cleanup_errors=True) as directory:
-            try:
-                with World(Path(directory)) as world, make(world, record.seed) as rounds:
-                    rounds.tally = record.tally
-                    while time.monotonic() < deadline:
-                        began = time.monotonic()
-                        number, record.next_round = record.next_round, record.next_round + 1
-                        report = rounds.round(number)
-                        record.keep(time.monotonic() - began)
-                        print(f"{name} {number}: {'clean' if report.clean else 'NOT CLEAN'} {report}", flush=True)
-            except (OSError, AssertionError) as error:  # a TimeoutError is an OSError
-                traceback.print_exc()
-                record.tally.finding(f"seed {record.seed} round {record.next_round - 1} broke off: {error!r}")
-                record.keep(0.0)
+        directory = Path(tempfile.mkdtemp(prefix="weir-chaos-"))
+        is_clean = True
+        try:
+            with World(directory) as world, make(world, record.seed) as rounds:
+                rounds.tally = record.tally
+                while time.monotonic() < deadline and is_clean:
+                    began = time.monotonic()
+                    number, record.next_round = record.next_round, record.next_round + 1
+                    report = rounds.round(number)
+                    is_clean = report.clean
+                    record.keep(time.monotonic() - began)
+                    print(f"{name} {number}: {'clean' if is_clean else 'NOT CLEAN'} {report}", flush=True)
+        except (OSError, AssertionError) as error:  # a TimeoutError is an OSError
+            is_clean = False
+            traceback.print_exc()
+            record.tally.finding(f"seed {record.seed} round {record.next_round - 1} broke off: {error!r}")
+            record.keep(0.0)
+        if is_clean:
+            shutil.rmtree(directory, ignore_errors=True)
+        else:
+            print(f"{name}: what is left of it is in {directory}", flush=True)
 
 
 def main() -> int:

@@ -28,6 +28,8 @@ FAULTY = 0.4
 INSERT_TIMEOUT_MS = 4_000
 TOKENS_KEPT = 1_000
 MOMENT_S = 0.03
+PARKED_S = 60.0
+"""A table that waits for a person is tried again every half minute."""
 TOO_MANY_PARTITIONS = "Code: 252. DB::Exception: Too many partitions for single INSERT block (more than 100)"
 TOO_MANY_PARTS = "Code: 252. DB::Exception: Too many parts (3001 with average size of 1.00 KiB)"
 _TOKEN = re.compile(rb"insert_deduplication_token=([^&\s]+)")
@@ -199,7 +201,7 @@ class FaultRounds:
         self.tally.faults.update(misfortune.counts - before)
         self.tally.cycles = self.tally.faults.total()
         self.tally.add(report, what)
-        self.tally.fresh_s.append(fresh_write_s(world, self.gateway))
+        self.tally.fresh_s.append(fresh_write_s(world, self.gateway, PARKED_S))
         return report
 
     def _wait_for(self, faults: int) -> None:

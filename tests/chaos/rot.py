@@ -109,7 +109,8 @@ class RotRounds:
             load.wait_for(choose.randrange(200, 2000))
             load.stop()
             gateway.kill_all()
-            rows_hit = self._damage(choose, damages)
+            rows_hit, told = self._damage(choose, damages)
+            what += f" ({told})"
             gateway.start()
             report = settle(world, gateway, load, stalled_s=3.0)
         counted = gateway.metric("weir_spool_damaged_bytes_total")
@@ -125,19 +126,23 @@ class RotRounds:
         gateway.kill_all()
         return report
 
-    def _damage(self, choose: random.Random, damages: int) -> int:
-        """Damages segments that hold a backlog; how many rows were in the frames that were hit."""
+    def _damage(self, choose: random.Random, damages: int) -> tuple[int, str]:
+        """Damages segments that hold rows; how many rows were in the frames that were hit, and what was done."""
         paths = sorted(self._gateway.data_dir.glob("spool/slot-*/*.seg"))
         frames = {path: frames_of(path) for path in paths}
         full = [path for path in paths if any(frame.rows for frame in frames[path])]
         hits: dict[Path, list[Hit]] = {}
+        told = []
         for _ in range(damages):
             path, damage = choose.choice(full), choose.choice(DAMAGES)
             end = max(frame.end for frame in frames[path])
-            hits.setdefault(path, []).extend(damage(path, choose, min(end, path.stat().st_size) or 1))
+            new = damage(path, choose, min(end, path.stat().st_size) or 1)
+            hits.setdefault(path, []).extend(new)
+            kinds = {frame.kind for frame in frames[path] if any(a < frame.end and frame.start < b for a, b in new)}
+            told.append(f"{damage.__name__} {path.name} at {new}, frames of kinds {sorted(kinds)}")
             self.tally.faults[damage.__name__] += 1
             self.tally.cycles += 1
-        return sum(_rows_hit(frames[path], of_path) for path, of_path in hits.items())
+        return sum(_rows_hit(frames[path], of_path) for path, of_path in hits.items()), "; ".join(told)
 
 
 def _rows_hit(frames: list[FrameAt], hits: list[Hit]) -> int:
