@@ -21,6 +21,7 @@ from pathlib import Path
 
 import orjson
 
+from gateway.delivery.disk import Disk
 from gateway.delivery.letter import Letter, line
 
 FOLDER = "deadletters"
@@ -55,9 +56,10 @@ class LetterFile:
 class DeadLetters:
     """The dead letters in one slot's directory. All methods block; OSError is the disk's."""
 
-    def __init__(self, slot_directory: Path, *, bytes_max: int) -> None:
+    def __init__(self, slot_directory: Path, *, bytes_max: int, disk: Disk | None = None) -> None:
         self._folder = slot_directory / FOLDER
         self._bytes_max = bytes_max
+        self._disk = disk or Disk()
 
     @property
     def used_bytes(self) -> int:
@@ -99,7 +101,7 @@ class DeadLetters:
         """Hold the lock. Raises DeadLettersBusy when somebody else does."""
         if not self._folder.is_dir():
             self._folder.mkdir(mode=0o700)
-            _sync_directory(self._folder.parent)
+            self._disk.sync_directory(self._folder.parent)
         descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,28 +116,20 @@ class DeadLetters:
 
     def _put(self, path: Path, data: bytes) -> None:
         draft = path.with_suffix(".new")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        draft.unlink(missing_ok=True)  # of a crash
+        descriptor = self._disk.create(draft, len(data))
         try:
             try:
-                with open(descriptor, "wb", closefd=False) as file:
-                    file.write(data)
-                os.fsync(descriptor)
+                self._disk.write(descriptor, [data], 0)
+                self._disk.sync_file(descriptor)
             finally:
-                os.close(descriptor)
+                self._disk.close(descriptor)
             draft.rename(path)
         except OSError:
             draft.unlink(missing_ok=True)
             raise
-        _sync_directory(self._folder)
+        self._disk.sync_directory(self._folder)
 
     def _remove(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
-        _sync_directory(self._folder)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        self._disk.remove(path)
+        self._disk.sync_directory(self._folder)
