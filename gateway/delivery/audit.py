@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.delivery.block import Block
 from gateway.delivery.clickhouse import ClickHouse, DeliveryError
@@ -28,15 +28,21 @@ LOOK_S = 5.0
 START_UNCERTAIN_S = 3.0
 """An uptime is in whole seconds, and takes a moment to be asked for."""
 FRAMES_PER_COUNT = 250
+ROUNDS_MAX = 8
+"""Of inserting again what is missing; then it is not for having been lost."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Stored:
-    """A batch that ClickHouse acknowledged ``at`` some clock: its frames and how many rows each has."""
+    """A batch that ClickHouse acknowledged ``at`` some clock: its frames and how many rows each has.
+
+    ``tokens``: of inserts of the rest of a frame that nobody knows the outcome of.
+    """
 
     at: float
     table: Table
     rows: dict[Member, int]
+    tokens: dict[int, str] = field(default_factory=dict)
 
 
 class Audit:
@@ -59,11 +65,12 @@ class Audit:
         self._keep_s = keep_s
         self._clock = clock
         self._stored: deque[Stored] = deque()
+        self._suspects: list[Stored] = []
         self._started: float | None = None
 
     def stored(self, table: Table, blocks: Sequence[Block]) -> None:
         """ClickHouse has acknowledged these blocks now."""
-        rows = {(block.place.segment, block.frame): block.rows for block in blocks if block.place is not None}
+        rows = {_member(block): block.rows for block in blocks if block.place is not None}
         if rows and self._keep_s:
             self._stored.append(Stored(self._clock(), table, rows))
         self._forget()
@@ -76,47 +83,72 @@ class Audit:
                 await self.look()
             except DeliveryError as error:
                 log.debug("ClickHouse cannot be asked for its uptime: %s", error)
+            except OSError as error:
+                log.error("what ClickHouse has lost cannot be read from the spool now: %s", error.strerror)  # noqa: TRY400
             except Exception:  # A fault of ours must not end the watch.
                 log.exception("the audit stumbled and goes on")
 
     async def look(self) -> None:
-        """Ask whether the server started anew, and if so, count. Raises DeliveryError when it cannot be asked."""
+        """Ask whether the server started anew, and if so, count.
+
+        Raises DeliveryError when it cannot be asked, OSError when the spool cannot be read; what was to be
+        counted is counted at the next look.
+        """
         before = self._clock()
         started = before - await self._clickhouse.uptime_s()
         self._forget()
-        if self._started is not None and started <= self._started + START_UNCERTAIN_S:
-            return
-        suspects = [batch for batch in self._stored if batch.at < started + START_UNCERTAIN_S]
-        if self._started is not None and suspects:
-            log.warning("ClickHouse has started anew: counting %d batches it had acknowledged", len(suspects))
-        for batch in suspects if self._started is not None else ():
-            await self._check(batch)
-        self._started = started
+        if self._started is None or started > self._started + START_UNCERTAIN_S:
+            self._started = started
+            suspects = [batch for batch in self._stored if batch.at < started + START_UNCERTAIN_S]
+            if suspects:
+                log.warning("ClickHouse has started anew: counting %d batches it had acknowledged", len(suspects))
+            self._suspects += [batch for batch in suspects if batch not in self._suspects]
+        while self._suspects:
+            await self._check(self._suspects[0])
+            del self._suspects[0]
 
     def _forget(self) -> None:
         while self._stored and self._stored[0].at < self._clock() - self._keep_s:
             self._stored.popleft()
 
     async def _check(self, batch: Stored) -> None:
+        """Count a batch, and insert again what is missing, until nothing is."""
+        for _ in range(ROUNDS_MAX):
+            lost = await self._lost(batch)
+            if not lost:
+                return
+            blocks = await self._read(lost)
+            log.error(
+                "%s: ClickHouse lost rows of %d blocks it had acknowledged; those of %d are inserted again",
+                batch.table.name,
+                len(lost),
+                len(blocks),
+            )
+            rest = {_member(block): block for block in blocks if lost[_member(block)]}
+            for block in rest.values():
+                # Nobody knows what became of an attempt before, so it is the same one until there is an answer.
+                token = batch.tokens.setdefault(block.frame, self._token())
+                await self._clickhouse.insert_absent(batch.table, block.data, frame=block.frame, token=token)
+                del batch.tokens[block.frame]
+            for member in lost.keys() - rest.keys():
+                del batch.rows[member]  # From here on it goes the usual way, or is not in the spool any more.
+            for block in blocks:
+                if _member(block) not in rest:
+                    self._again(block)
+            if not rest:
+                return
+        log.error("%s: it does not keep rows that are inserted again; does its TTL delete them?", batch.table.name)
+
+    async def _lost(self, batch: Stored) -> dict[Member, int]:
+        """The frames of which rows are missing, and how many are there."""
         there: dict[int, int] = {}
         frames = [frame for _, frame in batch.rows]
         for start in range(0, len(frames), FRAMES_PER_COUNT):
             there |= await self._clickhouse.rows_by_frame(batch.table, frames[start : start + FRAMES_PER_COUNT])
-        lost = {member: rows for member, rows in batch.rows.items() if there.get(member[1], 0) < rows}
-        if not lost:
-            return
-        blocks = await self._read(lost)
-        log.error(
-            "%s: ClickHouse lost rows of %d blocks it had acknowledged; those of %d are inserted again",
-            batch.table.name,
-            len(lost),
-            len(blocks),
-        )
-        for block in blocks:
-            if block.frame in there:
-                await self._clickhouse.insert_absent(batch.table, block.data, frame=block.frame, token=self._token())
-        # What raised until here is counted afresh at the next look; what follows happens once.
-        self._stored.remove(batch)
-        for block in blocks:
-            if block.frame not in there:
-                self._again(block)
+        return {
+            member: there.get(member[1], 0) for member, rows in batch.rows.items() if there.get(member[1], 0) < rows
+        }
+
+
+def _member(block: Block) -> Member:
+    return block.on_disk.segment, block.frame

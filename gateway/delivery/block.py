@@ -32,12 +32,16 @@ class Durability(IntEnum):
 
 
 class Promise:
-    """How safe the rows of one block are by now; ``until`` waits for more."""
+    """How safe the rows of one block are by now; ``until`` waits for more.
 
-    __slots__ = ("_error", "_waiting", "reached")
+    ``kept``: somebody was told that they are as safe as he wanted, so they cannot be taken back.
+    """
+
+    __slots__ = ("_error", "_waiting", "kept", "reached")
 
     def __init__(self) -> None:
         self.reached = Durability.MEMORY
+        self.kept = False
         self._error: WeirError | None = None
         self._waiting: list[tuple[Durability, asyncio.Future[None]]] = []
 
@@ -51,6 +55,7 @@ class Promise:
             if wanted > durability:
                 self._waiting.append((wanted, waiter))
             elif not waiter.done():
+                self.kept = True
                 waiter.set_result(None)
 
     def fail(self, error: WeirError) -> None:
@@ -69,6 +74,7 @@ class Promise:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((durability, waiter))
             await waiter
+        self.kept = True
 
 
 class Block:

@@ -59,15 +59,16 @@ class Compaction:
             await self._copy(segment, await asyncio.to_thread(self._read_live, segment), moved)
         except OSError as error:
             log.warning("spool: %s could not be copied: %s", segment.name.file, error.strerror)
-            segment.unread, segment.stuck = unread, True
-            return
-        for token, home in list(self._ledger.homes.items()):
-            sealed = self._ledger.sealed.get(token)
-            if sealed is None:
-                continue  # done meanwhile
-            members = tuple((moved.get(frame, in_), frame) for in_, frame in sealed.members)
-            if members != sealed.members or home == segment.name.id:
-                await self._seal(Sealed(sealed.table, token, members, sealed.over))
+            for table, offset in unread.items():
+                segment.unread[table] = min(offset, segment.unread.get(table, offset))
+            segment.stuck = True
+        for sealed in self._ledger.follow(moved, segment.name.id):
+            if sealed.token in self._ledger.sealed:  # it may be done meanwhile
+                try:
+                    await self._seal(sealed)
+                except OSError as error:
+                    # The one before still holds: it means the copies. As long as it is needed its file stays.
+                    log.warning("spool: a batch could not be sealed again: %s", error.strerror)
 
     def _sparse(self) -> Segment | None:
         ledger = self._ledger
@@ -93,7 +94,7 @@ class Compaction:
                     Kind.DATA,
                     payload,
                     partial(self._moved, segment, frame, moved, copied),
-                    partial(_not_copied, copied),
+                    partial(self._not_copied, frame.number, copied),
                     number=frame.number,
                     table=frame.table,
                     project_id=frame.project_id,
@@ -127,6 +128,11 @@ class Compaction:
         if not copied.cancelled():
             copied.set_result(None)
 
+    def _not_copied(self, frame: int, copied: asyncio.Future[None], error: OSError, failed: int | None) -> None:
+        self._ledger.haunt(frame, failed)
+        if not copied.cancelled():
+            copied.set_exception(error)
+
     def _read_live(self, segment: Segment) -> list[tuple[Frame, bytes]]:
         """What is not settled in a segment. Raises OSError where some of it cannot be read."""
         live = []
@@ -138,8 +144,3 @@ class Compaction:
                         raise OSError(errno.EIO, "damaged")
                     live.append((found, payload))
         return live
-
-
-def _not_copied(copied: asyncio.Future[None], error: OSError, _: int | None) -> None:
-    if not copied.cancelled():
-        copied.set_exception(error)

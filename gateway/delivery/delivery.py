@@ -312,7 +312,7 @@ class Delivery:
         self._metrics.rows_recovered.add(block.rows, block.table)
         self._congestion.enter(self._clock())
         self._progress.add(block.frame)
-        self._spool.revive(block, self._kept, self._not_kept)
+        self._spool.revive(block, self._kept)
 
     def _damaged(self, block: Block) -> None:
         log.error("%s: %d rows are lost: their block in the spool is damaged", block.table, block.rows)
@@ -356,9 +356,16 @@ class Delivery:
                 pass
 
     async def _resume(self, table: str) -> None:
-        """Take up the batches that an earlier life sealed."""
-        for sealed in self._seals.pop(table, ()):
-            blocks = await self._spool.load_sealed(sealed.token)
+        """Take up the batches that an earlier life sealed; those that cannot be read now at the next turn."""
+        seals = self._seals.get(table, [])
+        while seals:
+            sealed = seals[0]
+            try:
+                blocks = await self._spool.load_sealed(sealed.token)
+            except OSError as error:
+                log.error("%s: a sealed batch cannot be read now: %s", table, error.strerror)  # noqa: TRY400
+                return
+            del seals[0]
             if blocks:
                 shard = self._shard(blocks[0].project_id)
                 for block in blocks:

@@ -5,13 +5,13 @@ Plain counting, without files. Every change of a frame's state goes through here
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gateway.delivery.block import Block
 from gateway.delivery.seals import Sealed
-from gateway.delivery.segments import Place, SegmentName
+from gateway.delivery.segments import Member, Place, SegmentName
 from gateway.delivery.walk import Walk
 
 
@@ -44,7 +44,8 @@ class Ledger:
     ``segments`` by id, oldest first. ``held``: blocks in memory by frame number. ``sealed``: batches by
     token that are not done, and ``homes`` the segment their SEAL is in; ``sealed_frames``: frames of
     sealed batches that nobody has loaded yet. ``live_bytes``: of frames that are not settled, and
-    ``project_bytes`` the same per project; ``settled_bytes``: of all that were, so far.
+    ``project_bytes`` the same per project; ``settled_bytes``: of all that were, so far. ``ghosts``: by frame
+    number, segments that may hold the frame as well, having failed while it was written there.
     """
 
     def __init__(self) -> None:
@@ -56,6 +57,7 @@ class Ledger:
         self.live_bytes = 0
         self.settled_bytes = 0
         self.project_bytes: dict[str, int] = {}
+        self.ghosts: dict[int, list[int]] = {}
 
     @property
     def disk_bytes(self) -> int:
@@ -92,6 +94,16 @@ class Ledger:
         else:
             del self.project_bytes[project_id]
 
+    def haunt(self, frame: int, segment: int | None) -> None:
+        """Writing a frame has failed, and the segment, if there is one, may hold it all the same."""
+        if segment is not None:
+            self.ghosts.setdefault(frame, []).append(segment)
+
+    def places(self, segment: int, frame: int) -> list[Member]:
+        """Where a frame is, for what is said of it: its segment, and those that may hold it as well."""
+        ghosts = [other for other in self.ghosts.get(frame, ()) if other in self.segments]
+        return [(each, frame) for each in (segment, *ghosts)]
+
     def leave_unread(self, table: str, place: Place) -> None:
         """A frame is on disk alone, to be found again."""
         unread = self.segments[place.segment].unread
@@ -105,6 +117,17 @@ class Ledger:
         """A batch is done, or never was under way."""
         self.sealed.pop(token, None)
         self.homes.pop(token, None)
+
+    def follow(self, moved: Mapping[int, int], old: int) -> list[Sealed]:
+        """Frames have moved to other segments; returns the batches whose SEAL names one, or is in the segment ``old``."""
+        found = []
+        for token, home in self.homes.items():
+            sealed = self.sealed[token]
+            members = tuple((moved.get(frame, segment), frame) for segment, frame in sealed.members)
+            if members != sealed.members or home == old:
+                self.sealed[token] = replace(sealed, members=members)
+                found.append(self.sealed[token])
+        return found
 
     def is_open(self, sealed: Sealed) -> bool:
         """Whether some frame of a sealed batch is not settled."""

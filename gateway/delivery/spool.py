@@ -169,43 +169,55 @@ class Spool:
     def append(self, block: Block, kept: Callable[[Block], None], failed: Callable[[Block, OSError], None]) -> None:
         """Write a block; ``kept`` is called once it is as safe as it is to be, or ``failed`` when it never will be."""
 
-        def entered(place: Place) -> None:
-            self._enter(block, place)
-            kept(block)
-
         def refused(error: OSError, segment: int | None) -> None:
+            is_promised = block.promise.kept or block.promise.reached >= block.durability
+            if is_promised and block.durability > Durability.MEMORY:
+                # Some of its senders are told already; the others wait a little longer.
+                self._write_later(block, segment, kept)
+                return
             if segment is not None:
                 # The file may hold it all the same, and its sender is told otherwise.
                 self.ledger.segments[segment].settled.add(block.frame)
                 self._say(Kind.SKIP, block.table, [(segment, block.frame)])
             failed(block, error)
 
-        entry = self._data(block.table, block.project_id, block.frame, block.rows, block.data, entered, refused)
-        entry.at_ms = int(self._wall() * 1000)
-        entry.synced = block.durability >= Durability.DISK
+        self._write(block, 0, kept, refused)
+
+    def revive(self, block: Block, kept: Callable[[Block], None]) -> None:
+        """Write a block again that was done and has to be inserted once more after all."""
+        origin, block.place = block.on_disk.segment, None
+        self._write_again(block, origin, kept)
+
+    def _write(
+        self,
+        block: Block,
+        origin: int,
+        kept: Callable[[Block], None],
+        failed: Callable[[OSError, int | None], None],
+    ) -> None:
+        def entered(place: Place) -> None:
+            self._enter(block, place)
+            if origin:
+                self.ledger.segments[place.segment].names.update((origin, *self.ledger.ghosts.get(block.frame, ())))
+            kept(block)
+
+        entry = self._data(block.table, block.project_id, block.frame, block.rows, block.data, entered, failed)
+        entry.origin = origin
+        entry.synced = block.durability >= Durability.DISK or origin != 0
         entry.written = partial(block.promise.reach, Durability.OS)
         self._writer.append(entry)
 
-    def revive(self, block: Block, kept: Callable[[Block], None], failed: Callable[[Block, OSError], None]) -> None:
-        """Write a block again that was done and has to be inserted once more after all."""
-        origin, block.place = block.on_disk.segment, None
+    def _write_again(self, block: Block, origin: int, kept: Callable[[Block], None]) -> None:
+        """Write a block that must not be lost, for as long as it takes; it takes the place of that in ``origin``."""
 
-        def entered(place: Place) -> None:
-            self._enter(block, place)
-            self.ledger.segments[place.segment].names.add(origin)
-            kept(block)
+        def failed(error: OSError, segment: int | None) -> None:
+            self._write_later(block, segment, kept, origin)
 
-        entry = self._data(
-            block.table,
-            block.project_id,
-            block.frame,
-            block.rows,
-            block.data,
-            entered,
-            lambda error, _: failed(block, error),
-        )
-        entry.origin = origin
-        self._writer.append(entry)
+        self._write(block, origin, kept, failed)
+
+    def _write_later(self, block: Block, failed: int | None, kept: Callable[[Block], None], origin: int = 0) -> None:
+        self.ledger.haunt(block.frame, failed)
+        asyncio.get_running_loop().call_later(AGAIN_S, self._write_again, block, origin or failed or 0, kept)
 
     async def seal(self, table: str, token: str, blocks: Sequence[Block]) -> None:
         """Return when the batch is sealed on disk. Raises OSError when it could not be."""
@@ -273,41 +285,46 @@ class Spool:
         return blocks
 
     async def load_sealed(self, token: str) -> list[Block]:
-        """The blocks of a sealed batch, from now on held; those that are damaged or gone are left out."""
+        """The blocks of a sealed batch, from now on held; those that are damaged or gone are left out.
+
+        Raises OSError, and holds none, where some cannot be read now.
+        """
         sealed = self.ledger.sealed[token]
         by_segment: dict[int, set[int]] = {}
         for segment_number, frame in sealed.members:
             segment = self.ledger.segments.get(segment_number)
             if segment is not None and frame not in segment.settled:
                 by_segment.setdefault(segment_number, set()).add(frame)
-        blocks = []
+        loaded: list[tuple[Block, bool]] = []
         for segment_id, wanted in by_segment.items():
-            loaded = await asyncio.to_thread(self._load_these, self.ledger.segments[segment_id], wanted)
-            for block, damage in loaded:
-                self.ledger.held[block.frame] = block
-                self.ledger.sealed_frames.discard(block.frame)
-                if damage:
-                    self._give_up(block)
-                else:
-                    blocks.append(block)
+            loaded += await asyncio.to_thread(self._load_these, self.ledger.segments[segment_id], wanted)
+        blocks = []
+        for block, damage in loaded:
+            self.ledger.held[block.frame] = block
+            self.ledger.sealed_frames.discard(block.frame)
+            if damage:
+                self._give_up(block)
+            else:
+                blocks.append(block)
         if not blocks:
             self.ledger.forget_seal(token)
         return blocks
 
     async def read(self, members: Iterable[Member]) -> list[Block]:
-        """Blocks as they are on disk, whatever became of them; those that are damaged or gone are left out."""
+        """Blocks as they are on disk, whatever became of them; those that are damaged or gone are left out.
+
+        Raises OSError where some cannot be read now.
+        """
         by_segment: dict[int, set[int]] = {}
         for segment_id, frame in members:
             if segment_id in self.ledger.segments:
                 by_segment.setdefault(segment_id, set()).add(frame)
         blocks: list[Block] = []
         for segment_id, wanted in by_segment.items():
-            try:
-                loaded = await asyncio.to_thread(self._load_these, self.ledger.segments[segment_id], wanted)
-            except OSError as error:
-                log.error("spool: a segment cannot be read: %s", error.strerror)  # noqa: TRY400
-                continue
-            blocks += [block for block, damage in loaded if not damage]
+            segment = self.ledger.segments.get(segment_id)
+            if segment is not None:
+                loaded = await asyncio.to_thread(self._load_these, segment, wanted)
+                blocks += [block for block, damage in loaded if not damage]
         return blocks
 
     def sweep(self, *, hurry: bool = False) -> None:
@@ -381,12 +398,15 @@ class Spool:
 
     def _settle(self, kind: Kind, table: str, token: str, blocks: Sequence[Block]) -> None:
         on_disk = [block for block in blocks if block.place is not None]
+        members: list[Member] = []
         for block in on_disk:
             self.ledger.held.pop(block.frame, None)
             self.ledger.settle(block.on_disk, block.frame, block.project_id)
+            members += self.ledger.places(*_member(block))
+            self.ledger.ghosts.pop(block.frame, None)
         self.ledger.forget_seal(token)
-        if on_disk:
-            self._say(kind, table, [_member(block) for block in on_disk])
+        if members:
+            self._say(kind, table, members)
 
     def _say(self, kind: Kind, table: str, members: list[Member]) -> None:
         """Write down what became of frames, at some time: until then a restart would only ask again."""

@@ -7,6 +7,7 @@ has to be remembered of the frames themselves.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,17 +17,25 @@ from gateway.delivery.segments import HEADER_BYTES, Damage, Frame, Kind, Member,
 
 log = logging.getLogger(__name__)
 
+TRIES, PAUSE_S = 5, 0.2
+"""What a segment that is not read would say of others is not known, and so they would be inserted again."""
+
 
 def walk_segments(segments: Sequence[tuple[SegmentName, Path]], quarantine: Quarantine) -> Walk:
     """Walk segments, given oldest first. Those that cannot be read are named in ``unreadable``."""
     walk = Walk()
     for name, path in reversed(segments):
-        try:
-            with SegmentReader(path, name) as reader:
-                _walk_one(reader, walk, quarantine)
-        except OSError as error:
-            log.error("spool: %s cannot be read: %s", name.file, error.strerror)  # noqa: TRY400
-            walk.unreadable.add(name.id)
+        for again in reversed(range(TRIES)):
+            try:
+                with SegmentReader(path, name) as reader:
+                    _walk_one(reader, walk, quarantine)
+                break
+            except OSError as error:
+                log.error("spool: %s cannot be read: %s", name.file, error.strerror)  # noqa: TRY400
+                if again:
+                    time.sleep(PAUSE_S)
+                else:
+                    walk.unreadable.add(name.id)
     return walk
 
 
@@ -35,19 +44,21 @@ def _walk_one(reader: SegmentReader, walk: Walk, quarantine: Quarantine) -> None
     if fault := reader.header_fault():
         log.error("spool: %s: %s; going by its name", reader.name.file, fault)
         quarantine.take(reader, Place(segment, 0, HEADER_BYTES))
-    data: list[Frame] = []
+    frames: list[Frame] = []
     for found in reader.frames():
         if isinstance(found, Damage):
             quarantine.take(reader, found.place)
-        elif found.kind == Kind.DATA:
-            data.append(found)
-            if found.origin:
-                walk.settle(segment, [(found.origin, found.number)])
-        elif (said := reader.members(found)) is None:
-            quarantine.take(reader, found.place)
         else:
-            walk.records(found, *said)
-    walk.live(segment, data)
+            frames.append(found)
+    # A batch may have been sealed, copied by the compaction and sealed again in one and the same segment.
+    for frame in reversed(frames):
+        if frame.kind == Kind.DATA:
+            walk.copied(frame)
+        elif (said := reader.members(frame)) is None:
+            quarantine.take(reader, frame.place)
+        else:
+            walk.records(frame, *said)
+    walk.live(segment, [frame for frame in frames if frame.kind == Kind.DATA])
 
 
 class Walk:
@@ -66,6 +77,15 @@ class Walk:
         self.project_bytes: dict[str, int] = {}
         self.oldest_ms: int | None = None
         self.unreadable: set[int] = set()
+
+    def copied(self, frame: Frame) -> None:
+        """A DATA frame. Where there is a newer copy of it, that takes its place, and what speaks of it means that."""
+        segment = frame.place.segment
+        if self.copies.get(frame.number, segment) != segment:
+            self.settle(self.copies[frame.number], [(segment, frame.number)])
+        if frame.origin:
+            self.settle(segment, [(frame.origin, frame.number)])
+            self.copies.setdefault(frame.number, segment)
 
     def records(self, frame: Frame, token: str, members: Iterable[Member]) -> None:
         """A SEAL, DONE or SKIP."""
@@ -93,8 +113,6 @@ class Walk:
                 continue
             self.frames[segment] = self.frames.get(segment, 0) + 1
             self.live_bytes[segment] = self.live_bytes.get(segment, 0) + frame.place.bytes
-            if frame.origin:
-                self.copies.setdefault(frame.number, segment)
             self.unread.setdefault(segment, {}).setdefault(frame.table, frame.place.offset)
             key = (frame.project_id, frame.table)
             self.rows[key] = self.rows.get(key, 0) + frame.rows

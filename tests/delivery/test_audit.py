@@ -85,6 +85,7 @@ async def test_a_server_that_goes_on_is_not_counted(open_rig: OpenRig, monkeypat
             asked.append(1)
             return {}
 
+        await until_it(lambda: is_older(rig.direct, 4.0), "the server started long before")
         rig.send(range(1_000))
         await rig.flush()
         monkeypatch.setattr(ClickHouse, "rows_by_frame", counted)

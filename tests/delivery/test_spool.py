@@ -412,7 +412,7 @@ async def test_a_block_that_was_done_and_is_written_again_is_found_after_a_kill(
     spool.append(block, kept.append, refused)
     await until(lambda: len(kept) == 1, "it is kept")
     spool.done("things", "", [block])
-    spool.revive(block, kept.append, refused)
+    spool.revive(block, kept.append)
     await until(lambda: len(kept) == 2, "it is kept again")
     numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
     backlog, _ = await after.recover()

@@ -61,8 +61,8 @@ class Medium:
         self.capacity = 1 << 40
         self.taken_by_others = 0
         self.faults = Faults()
+        self.note = note
         self._random = random
-        self._note = note
         self.files: dict[Path, _File] = {}
         self._changes: dict[Path, list[tuple[_File, Path | None, Path | None]]] = {}
         """Of each directory since its last sync: the file, its path before and after."""
@@ -154,12 +154,12 @@ class Medium:
                 os.truncate(path, file.untruncated)
                 file.size = file.untruncated
             if file.unsynced or file.doubtful:
-                self._note(f"disk: {path.name}: {len(file.unsynced)} writes are {way}")
+                self.note(f"disk: {path.name}: {len(file.unsynced)} writes are {way}")
             self._forget(file, [*file.doubtful, *file.unsynced], way)
             file.unsynced, file.doubtful, file.untruncated = [], [], None
 
     def _undo(self, file: _File, before: Path | None, after: Path | None) -> None:
-        self._note(f"disk: {(after or before or file.path).name}: its name is as it was")
+        self.note(f"disk: {(after or before or file.path).name}: its name is as it was")
         if after is not None:
             if self.files.pop(after, None) is not file:
                 return
@@ -209,6 +209,10 @@ class FakeDisk(Disk):
         self.elapsed += seconds
         if self.elapsed >= self._ends_in():
             raise Cut
+
+    def note(self, what: str) -> None:
+        """Write down what happens."""
+        self._medium.note(what)
 
     def uniform(self, most: float) -> float:
         """A random number below ``most``."""

@@ -47,6 +47,8 @@ class Obligation:
     at: float = 0.0
     frame: int | None = None
     lost_by_server: bool = False
+    alone: bool = True
+    """Its request had rows for one table only. Of several each may be kept or refused."""
 
 
 class Oracle:
@@ -63,9 +65,9 @@ class Oracle:
 
     # What happens ------------------------------------------------------------------------------------
 
-    def sent(self, table: str, numbers: Iterable[int], process: Process) -> None:
+    def sent(self, table: str, numbers: Iterable[int], process: Process, *, alone: bool) -> None:
         for number in numbers:
-            self.rows[number] = Obligation(table, process)
+            self.rows[number] = Obligation(table, process, alone=alone)
 
     def told(self, numbers: Iterable[int], word: Word, level: Durability = Durability.MEMORY) -> None:
         for number in numbers:
@@ -85,9 +87,9 @@ class Oracle:
             raise Violation(f"two rows are frame {row.frame:x} row {row.row}")
         if promised.word == Word.NEVER:
             raise Violation(f"{row.number} is stored, and was refused at once")
-        if promised.word == Word.REFUSED and not promised.process.killed:
+        if promised.word == Word.REFUSED and promised.alone and not promised.process.killed:
             raise Violation(f"{row.number} is stored, and was refused by a process that was never killed")
-        if promised.word == Word.REFUSED and row.frame in self._skipped:
+        if promised.word == Word.REFUSED and promised.alone and row.frame in self._skipped:
             raise Violation(f"{row.number} is stored, and its frame {row.frame:x} was skipped on disk")
         self._there[row.number] = row.frame
         promised.frame = row.frame

@@ -77,12 +77,10 @@ def plan(seed: int) -> Plan:
             for slot in range(together)
         },
         power_cuts=moments(3),
-        server=[
-            (at, random.random() < 0.5, random.choice((0.001, 0.1, 1.0, 4.0, 10.0)))
-            for at in moments(5)
-        ],
+        server=[(at, random.random() < 0.5, random.choice((0.001, 0.1, 1.0, 4.0, 10.0))) for at in moments(5)],
         parked=[
-            (at, at + random.random() * trouble_s, random.choice(TABLES)) for at in (moments(2) if one_in(random, 3) else ())
+            (at, at + random.random() * trouble_s, random.choice(TABLES))
+            for at in (moments(2) if one_in(random, 3) else ())
         ],
         full=[(at, at + random.random() * 5.0) for at in (moments(2) if one_in(random, 4) else ())],
         together=together,

@@ -27,6 +27,8 @@ class Time:
 
 
 TIME = Time()
+_ENDS = {"_kept": "kept", "_failed": "failed"}
+"""What the writer tells about entries."""
 LINING_UP_S = 0.003
 
 
@@ -100,5 +102,25 @@ class SimulatedWriter(Writer):
             self._look()
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
+        if function.__name__ in _ENDS:
+            entries, where, *_ = arguments
+            what = ", ".join(map(_named, entries))  # type: ignore[call-overload]
+            self._fake.note(f"disk: {_ENDS[function.__name__]}: {what}: {_place(where)}")
         self._told_at = max(self._loop.time() + self._fake.elapsed, self._told_at)
         self._loop.call_at(self._told_at, function, *arguments)
+
+
+def _named(entry: Entry) -> str:
+    if entry.kind == Kind.DATA:
+        return f"DATA {entry.number & 0x3FFFFFF}{' again' if entry.origin else ''}"
+    token, members = members_of(entry.payload)
+    frames = " ".join(str(frame & 0x3FFFFFF) for _, frame in members)
+    return f"{entry.kind.name} {token} {frames}"
+
+
+def _place(where: object) -> str:
+    """Of several places the first one, or an error."""
+    if isinstance(where, list):
+        place = where[0]
+        return f"{place.segment & 0x3FFFFFF}@{place.offset}"
+    return str(where)
