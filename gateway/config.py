@@ -146,7 +146,7 @@ class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reserve_bytes: Annotated[int, Meta(ge=64 * KiB, description="Disk kept free for the spool's own book-keeping.")] = (
         4 * MiB
     )
-    spool_bytes_max: Annotated[int, Meta(ge=1 * MiB, description="Disk for rows not stored yet; then 503.")] = 10 * GiB
+    spool_bytes_max: Annotated[int, Meta(ge=1 * MiB, description="Disk of all workers for rows not stored.")] = 10 * GiB
     spool_free_bytes_min: Annotated[int, Meta(ge=0, description="Disk the spool leaves free for others; then 503.")] = (
         256 * MiB
     )

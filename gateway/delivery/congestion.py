@@ -38,6 +38,10 @@ class Congestion:
             self._above_since = None
             self._refused = 0
 
+    def is_clear(self) -> bool:
+        """Whether nothing waits."""
+        return not self._waiting
+
     def refuses(self) -> bool:
         """Whether to refuse the request that is there now."""
         now = self._clock()

@@ -20,6 +20,7 @@ import logging
 import random as randomness
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from gateway._native import Columns
@@ -44,6 +45,8 @@ from gateway.schema import Table
 log = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
+SPOOL_STOP_S = 1.0
+"""A disk that hangs must not keep a stop waiting for ever."""
 HELD_PART = 0.5
 """Of a ring's budget: when more is held, blocks that are on disk are not held as well."""
 LOADED_PART = 0.75
@@ -82,6 +85,7 @@ class Delivery:
         self._seals: dict[str, list[Sealed]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._wake = asyncio.Event()
+        self._unkept: Counter[tuple[str, str]] = Counter()
         self._progress = Progress(frames)
         self._spool = Spool(
             frames.place,
@@ -128,6 +132,7 @@ class Delivery:
         )
         for ring in self._rings:
             ring.take = self._spooled
+            ring.is_idle = self._congestion.is_clear
         for table in tables:
             self.add_table(table)
         self._show(metrics)
@@ -219,7 +224,12 @@ class Delivery:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for flusher in self._flushers:
             await flusher.stop()
-        await self._spool.stop()
+        self._tell()
+        try:
+            async with asyncio.timeout(max(deadline_s, SPOOL_STOP_S)):
+                await self._spool.stop()
+        except TimeoutError:
+            log.error("the disk answers nothing: what was being written may be lost, and was promised to nobody")  # noqa: TRY400
         return self._left()
 
     def buffered(self) -> dict[str, int]:
@@ -280,6 +290,13 @@ class Delivery:
             self._wake.set()
         else:
             flusher.take(block)
+        self._cut_soon()
+
+    def _cut_soon(self) -> None:
+        """The disk is idle again: what has gathered meanwhile is the next group."""
+        if self._congestion.is_clear():
+            for each in self._rings:
+                each.cut_soon()
 
     def _not_kept(self, block: Block, error: OSError) -> None:
         """A block could not be written, or synced: its senders are told, unless what they were promised holds."""
@@ -288,7 +305,7 @@ class Delivery:
         if block.durability <= block.promise.reached:
             self._flushers[shard].take(block)
             return
-        log.error("%s: %d rows could not be written to the spool: %s", block.table, block.rows, error.strerror)
+        self._unkept[block.table, error.strerror or "no reason given"] += block.rows
         self._rings[shard].release(block.table, block.rows, block.held_bytes)
         self._metrics.rows_refused.add(block.rows, block.table)
         self._progress.settle(block.frame)
@@ -299,6 +316,7 @@ class Delivery:
                 retry_after_s=1,
             )
         )
+        self._cut_soon()
 
     def _stored(self, table: Table, blocks: Sequence[Block]) -> None:
         self._audit.stored(table, blocks)
@@ -340,6 +358,7 @@ class Delivery:
         """Load what there is room for, remove what nobody needs."""
         while True:
             self._wake.clear()
+            self._tell()
             try:
                 self._spool.sweep(hurry=self._room.is_crowded)
                 await self._spool.compact()
@@ -389,6 +408,12 @@ class Delivery:
         if any(flusher.is_parked(table) for flusher in self._flushers):
             return False
         return sum(flusher.queued_bytes(table) for flusher in self._flushers) < self._settings.batch_bytes
+
+    def _tell(self) -> None:
+        """Say what could not be kept since the last time, in one line for each table and reason."""
+        for (table, reason), rows in self._unkept.items():
+            log.error("%s: %d rows could not be written to the spool and were refused: %s", table, rows, reason)
+        self._unkept.clear()
 
     def _left(self) -> dict[str, int]:
         """What a stop leaves: says what waits in the spool, returns what was in memory only."""

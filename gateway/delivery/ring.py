@@ -7,9 +7,9 @@ A row's bytes are counted from its request's admission until ClickHouse has it:
                '--(too much is held)--> released, and read from the spool when its turn has come
 
 A request writes into the open columns of its project and table, after a mark; it is kept whole or
-taken back whole. Open columns are cut into a block when they are large enough, all of them together
-when the first has waited long enough. A block's bytes are final: they are what the spool writes and
-what an insert sends.
+taken back whole. Open columns are cut into a block when they are large enough, and all of them together
+when the disk has nothing else to write, or the first has waited long enough. A block's bytes are final:
+they are what the spool writes and what an insert sends.
 
 Nothing here waits. When the budget is spent, requests are refused with an estimate of when to return.
 """
@@ -32,6 +32,8 @@ from gateway.schema import Table
 
 log = logging.getLogger(__name__)
 
+SMALL_BYTES, SMALL_SPARE_MAX = 16 << 10, 64
+"""Of columns that never held more than this, so many are kept for reuse: making them costs more than filling them."""
 OPEN_OVERHEAD_BYTES = 4096
 """What open columns may come to beyond their rows: a small block has more frame than picture."""
 
@@ -50,6 +52,7 @@ class Stock:
         sources = [column.source for column in table.columns]
         self.table = table
         self.name = table.name
+        self._layout = table.layout
         self.frame_column = sources.index("frame")
         self.row_column = sources.index("row")
         self._make = make
@@ -59,11 +62,12 @@ class Stock:
 
     def take(self) -> Columns:
         """Empty columns."""
-        return self._spare.pop() if self._spare else self._make(self.table.layout)
+        return self._spare.pop() if self._spare else self._make(self._layout)
 
     def give(self, columns: Columns, grown_to_bytes: int) -> None:
-        """Return empty columns. Those that once held a very large request are not kept: they stay large."""
-        if len(self._spare) < self._spare_max and grown_to_bytes <= self._spare_bytes_max:
+        """Return empty columns. Those that once held a large request stay large: few or none of them are kept."""
+        few = len(self._spare) < self._spare_max and grown_to_bytes <= self._spare_bytes_max
+        if few or (len(self._spare) < SMALL_SPARE_MAX and grown_to_bytes <= SMALL_BYTES):
             self._spare.append(columns)
 
 
@@ -190,7 +194,7 @@ class RowsApart:
 
 
 class Ring:
-    """One shard. ``take`` is given each block as it is cut.
+    """One shard. ``take`` is given each block as it is cut. ``is_idle``: whether the disk waits for one.
 
     ``rows``: rows accepted and not yet released, per table. ``held_bytes``: of the budget, in use.
     """
@@ -211,13 +215,14 @@ class Ring:
         self.reserved_bytes = 0
         self.rows: dict[str, int] = {}
         self.take: Callable[[Block], None]
+        self.is_idle: Callable[[], bool] = lambda: False
         self._stocks = stocks
         self._settings = settings
         self._frames = frames
         self._metrics = metrics
         self._clock = clock
         self._open: dict[tuple[str, str], _Open] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._drain = Drain(clock)
 
     def check(self, wanted: int) -> None:
@@ -391,8 +396,19 @@ class Ring:
         del self._open[opened.key]
         opened.stock.give(opened.columns, grown_to_bytes)
 
+    def cut_soon(self) -> None:
+        """Cut all open columns at the end of this turn of the loop: nothing else is under way to the disk."""
+        if self._open:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_soon(self._expire)
+
     def _start_timer(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._settings.block_age_ms / 1000, self._expire)
+        loop = asyncio.get_running_loop()
+        if self.is_idle():
+            self._timer = loop.call_soon(self._expire)
+        else:
+            self._timer = loop.call_later(self._settings.block_age_ms / 1000, self._expire)
 
     def _expire(self) -> None:
         self._timer = None

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from gateway._native import Columns
 from gateway.delivery import Settings
 from gateway.delivery.batch import Queue
 from gateway.delivery.block import Block
+from gateway.delivery.ring import SMALL_BYTES, SMALL_SPARE_MAX
 from gateway.errors import Draining, Overloaded, TooLarge
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import Rig, answered, until
@@ -202,7 +204,13 @@ async def test_open_columns_and_spares_are_bounded(open_rig: OpenRig) -> None:
             assert len(ring._open) <= 8
         await rig.flush()
         assert len(ring._open) == 0
-        assert len(rig.delivery._stocks["things"]._spare) <= 4
+        stock = rig.delivery._stocks["things"]
+        assert len(stock._spare) <= SMALL_SPARE_MAX
+        for grown_to_bytes, spares in ((SMALL_BYTES + 1, 4), (SMALL_BYTES, SMALL_SPARE_MAX)):
+            stock._spare.clear()
+            for _ in range(2 * SMALL_SPARE_MAX):
+                stock.give(Columns(THINGS.layout), grown_to_bytes)
+            assert len(stock._spare) == spares
         assert not rig.delivery._flushers[0]._queues["things"].blocks
         assert await rig.stored() == list(range(100))
 
