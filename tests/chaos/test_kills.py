@@ -30,7 +30,7 @@ def test_a_start_does_not_wait_for_clickhouse(world: World, seed: str, state: st
     world.clickhouse.become(state)
     gateway = world.gateway(name=f"start-{state}-{seed}")
     try:
-        assert gateway.start() < 5.0
+        assert gateway.start() < 15.0  # a query may take 30
     finally:
         gateway.kill_all()
         world.clickhouse.become("up")
