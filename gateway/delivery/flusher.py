@@ -96,6 +96,7 @@ class Flusher:
             wall=wall,
             deliver=self._settle,
             attempt=self._attempt,
+            taken=self._are_taken,
             stored=self._are_stored,
             buried=self._is_buried,
         )
@@ -429,20 +430,24 @@ class Flusher:
         self._are_stored(batch, batch.token, batch.blocks)
 
     def _are_stored(self, batch: Batch, token: str, blocks: list[Block]) -> None:
-        """These blocks of a batch are in the table."""
+        """These blocks of a batch are in the table; it has just taken them where there is a token."""
         self._spool.done(batch.table.name, token, blocks)
-        self._metrics.last_insert_timestamp_seconds.set(self._wall())
-        queue = self._queues[batch.table.name]
-        queue.refused_rows = queue.refused_frames = 0
-        if queue.parked:
-            log.warning("%s takes rows again", batch.table.name)
-            queue.parked = ""
-        for waiting in (*queue.waiting, *queue.aside):
-            waiting.due = 0.0
+        if token and blocks:
+            self._are_taken(self._queues[batch.table.name])
         for block in blocks:
             block.promise.reach(Durability.STORED)
         self._settled(batch, blocks)
         self._on_stored(batch.table, blocks)
+
+    def _are_taken(self, queue: Queue) -> None:
+        """The table takes rows now."""
+        self._metrics.last_insert_timestamp_seconds.set(self._wall())
+        queue.refused_rows = queue.refused_frames = 0
+        if queue.parked:
+            log.warning("%s takes rows again", queue.table.name)
+            queue.parked = ""
+        for waiting in (*queue.waiting, *queue.aside):
+            waiting.due = 0.0
 
     def _is_buried(self, batch: Batch, block: Block, dead: int) -> None:
         """A block of a batch is settled: ``dead`` of its rows are dead letters, the others are in the table."""

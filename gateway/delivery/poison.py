@@ -71,8 +71,8 @@ class Isolator:
     """Searches refused batches. ``wall``: seconds since 1970.
 
     ``deliver`` sends a batch until it is known to be stored. ``attempt`` counts what it awaits as an insert.
-    ``stored`` is told that blocks of a batch are there, ``buried`` that so many rows of one are not, but in dead
-    letters.
+    ``taken`` is told when a table takes rows, ``stored`` that blocks of a batch are there, ``buried`` that so many
+    rows of one are not, but in dead letters.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Isolator:
         wall: Callable[[], float],
         deliver: Callable[[Batch], Awaitable[None]],
         attempt: Callable[[Table, Awaitable[None]], Awaitable[None]],
+        taken: Callable[[Queue], None],
         stored: Callable[[Batch, str, list[Block]], None],
         buried: Callable[[Batch, Block, int], None],
     ) -> None:
@@ -97,6 +98,7 @@ class Isolator:
         self._wall = wall
         self._deliver = deliver
         self._attempt = attempt
+        self._taken = taken
         self._stored = stored
         self._buried = buried
 
@@ -111,7 +113,7 @@ class Isolator:
             await self._try_frames(queue, batch, isolation, search, run)
         while isolation.guilty:
             block, reason = isolation.guilty[0]
-            hunt = isolation.hunt = isolation.hunt or await self._begin(batch, block, reason)
+            hunt = isolation.hunt = isolation.hunt or await self._begin(queue, batch, block, reason)
             while (run := hunt.search.next()) is not None:
                 await self._try_rows(queue, batch, isolation, hunt, run)
             isolation.found.append((block, hunt))
@@ -171,15 +173,17 @@ class Isolator:
 
     # By row -----------------------------------------------------------------------------------------
 
-    async def _begin(self, batch: Batch, block: Block, reason: DeliveryError | None) -> Hunt:
+    async def _begin(self, queue: Queue, batch: Batch, block: Block, reason: DeliveryError | None) -> Hunt:
         await self._change(self._letters.withdraw, block.table, block.frame)
         if broken := await self._broken(batch.table, block, reason):
             return Hunt([], Search(0, refused=False), broken=broken)
         stored = await self._clickhouse.stored_rows(batch.table, block.frame)
         absent = [row for row in range(block.rows) if row not in stored]
-        hunt = Hunt(absent, Search(len(absent), refused=reason is not None and not stored))
+        refused = reason is not None and not stored and not self._is_suspicious(queue)
+        hunt = Hunt(absent, Search(len(absent), refused=refused))
         if reason is not None:
             hunt.bad = {absent[index]: reason for index in hunt.search.guilty}
+        queue.refused_rows += len(hunt.bad)
         return hunt
 
     async def _broken(self, table: Table, block: Block, reason: DeliveryError | None) -> DeliveryError | None:
@@ -292,7 +296,7 @@ class Isolator:
             raise self._suspicion(queue, error)
 
     def _took(self, queue: Queue, isolation: Isolation) -> None:
-        queue.refused_rows = queue.refused_frames = 0
+        self._taken(queue)
         isolation.suspect = False
 
     def _is_suspicious(self, queue: Queue) -> bool:

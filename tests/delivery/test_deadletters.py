@@ -321,6 +321,24 @@ async def test_a_table_that_no_row_fits_is_parked_and_fills_no_dead_letters(
         rig.check_counters()
 
 
+async def test_rows_that_come_one_by_one_do_not_pass_for_poison_for_ever(
+    open_rig: OpenRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_rig(refused_rows_max=10) as rig:
+        await narrow(rig, takes="something else")
+        sent = 0
+        while "operator: " not in caplog.text:
+            assert sent < 1_000
+            await send(rig, [sent], []).wait()
+            await until(lambda: waiting(rig) == 0, "it is in a batch, or waits on disk")
+            sent += 1
+        assert len(letters(rig)) <= 10
+        await widen(rig, took="something else")
+        await rig.flush()
+        assert sorted([*await rig.stored(), *buried(rig)]) == list(range(sent))
+        rig.check_counters()
+
+
 async def test_many_bad_rows_of_one_sender_are_buried_while_others_prove_the_table_sound(open_rig: OpenRig) -> None:
     async with open_rig(refused_rows_max=20) as rig:
         await narrow(rig)
