@@ -53,7 +53,7 @@ class Batch:
 
     @classmethod
     def of(cls, table: Table, token: str, blocks: list[Block]) -> Batch:
-        """A new batch of these blocks."""
+        """A new batch of these blocks. Where one may be stored already, they are counted first."""
         return cls(
             table,
             blocks,
@@ -61,6 +61,7 @@ class Batch:
             rows=sum(block.rows for block in blocks),
             held_bytes=sum(block.held_bytes for block in blocks),
             since=min(block.since for block in blocks),
+            answered=any(block.suspect for block in blocks),
         )
 
     def drop(self, blocks: list[Block]) -> None:

@@ -81,10 +81,11 @@ class Block:
     """Cut columns of one project and table.
 
     ``data``: compressed Native, what an insert sends. ``since``: the clock when its first row came.
-    ``place``: where the spool has it, None before that and for what is kept in memory alone.
+    ``place``: where the spool has it, None before that and for what is kept in memory alone. ``suspect``:
+    it may be stored already, for what said so may have been damaged.
     """
 
-    __slots__ = ("data", "durability", "frame", "place", "project_id", "promise", "rows", "since", "table")
+    __slots__ = ("data", "durability", "frame", "place", "project_id", "promise", "rows", "since", "suspect", "table")
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class Block:
         durability: Durability = Durability.MEMORY,
         promise: Promise | None = None,
         place: Place | None = None,
+        suspect: bool = False,
     ) -> None:
         self.table = table
         self.project_id = project_id
@@ -108,6 +110,7 @@ class Block:
         self.durability = durability
         self.promise = promise or Promise()
         self.place = place
+        self.suspect = suspect
 
     @property
     def on_disk(self) -> Place:

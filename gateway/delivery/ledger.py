@@ -119,7 +119,7 @@ class Ledger:
         self.homes.pop(token, None)
 
     def follow(self, moved: Mapping[int, int], old: int) -> list[Sealed]:
-        """Frames have moved to other segments; returns the batches whose SEAL names one, or is in the segment ``old``."""
+        """Frames have moved to other segments; returns the batches whose SEAL names one, or is in ``old``."""
         found = []
         for token, home in self.homes.items():
             sealed = self.sealed[token]

@@ -21,7 +21,8 @@ Invariants:
 
 Opening reads names alone. Old segments are walked by their heads in the background (``recovered``);
 payloads are checked as they are loaded, so a long backlog delays nobody. Damage is copied to
-``quarantine/``, counted, said, and stepped over; only what it hit is lost.
+``quarantine/``, counted, said, and stepped over; only what it hit is lost. It may have hit a SEAL or a DONE:
+so where any was found, frames of earlier lives are counted in ClickHouse before they are inserted.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ class Spool:
         self._wall = wall
         self._quarantine = Quarantine(directory)
         self._found = found_segments(directory)
+        self._old = frozenset(name.id for name, _ in self._found)
+        self._is_suspect = False
         for name, path in self._found:
             size = path.stat().st_size
             self.ledger.segments[name.id] = Segment(name, path, size, size, closed=True)
@@ -246,6 +249,7 @@ class Spool:
         """Walk the segments of earlier lives. Returns what they hold, and the batches that were sealed."""
         walk = await asyncio.to_thread(walk_segments, self._found, self._quarantine)
         open_seals = self.ledger.take_over(walk, [name.id for name, _ in self._found], disjoint(walk.seals.values()))
+        self._is_suspect = bool(self._quarantine.damaged_bytes or walk.unreadable)
         if walk.oldest_ms is not None:
             self._oldest = self._clock() - max(0.0, self._wall() - walk.oldest_ms / 1000)
         self.recovered.set()
@@ -468,6 +472,7 @@ class Spool:
             payload or b"",
             self._clock() - age_s,
             place=frame.place,
+            suspect=self._is_suspect and frame.place.segment in self._old,
         )
         return block, payload is None
 

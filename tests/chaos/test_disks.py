@@ -9,10 +9,12 @@ import pytest
 
 from tests.chaos.crash import WRITE, CrashRounds
 from tests.chaos.disk import FullDiskRounds
+from tests.chaos.frames import frames_of
 from tests.chaos.gateway import World
+from tests.chaos.load import Load, settle
 from tests.chaos.machine import full, mounts, preloads, traces
 from tests.chaos.power import MODES, PowerRounds
-from tests.chaos.rot import RotRounds
+from tests.chaos.rot import SETTINGS, RotRounds
 
 PAUSE_MS = 10.0
 
@@ -51,6 +53,28 @@ def test_rot_costs_no_more_than_what_it_hit_and_is_told(world: World, seed: str)
     with RotRounds(world, seed, pause_ms=PAUSE_MS) as rounds:
         rounds.round(0)
     assert rounds.tally.clean, rounds.tally.summary()
+
+
+def test_rot_of_what_says_that_rows_are_stored_doubles_none(world: World, seed: str) -> None:
+    world.clickhouse.become("up")
+    gateway = world.gateway(name=f"books-{seed}", settings=SETTINGS)
+    gateway.start()
+    try:
+        with Load(world, gateway, f"books-{seed}", pause_ms=PAUSE_MS) as load:
+            load.wait_for(500)
+            assert settle(world, gateway, load).clean
+            gateway.kill_all()
+            for path in gateway.data_dir.glob("spool/slot-*/*.seg"):
+                with path.open("r+b") as segment:
+                    for frame in frames_of(path):
+                        if not frame.rows:
+                            segment.seek(frame.start)
+                            segment.write(bytes(frame.end - frame.start))
+            gateway.start()
+            report = settle(world, gateway, load)
+    finally:
+        gateway.kill_all()
+    assert report.missing == report.duplicate == report.clashing == 0, report
 
 
 @full
