@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gateway.delivery.quarantine import Quarantine
@@ -36,6 +37,7 @@ def walk_segments(segments: Sequence[tuple[SegmentName, Path]], quarantine: Quar
                     time.sleep(PAUSE_S)
                 else:
                     walk.unreadable.add(name.id)
+    walk.follow()
     return walk
 
 
@@ -48,6 +50,8 @@ def _walk_one(reader: SegmentReader, walk: Walk, quarantine: Quarantine) -> None
     for found in reader.frames():
         if isinstance(found, Damage):
             quarantine.take(reader, found.place)
+        elif found.origin and reader.payload(found) is None:
+            quarantine.take(reader, found.place)  # and so it does not take the place of anything
         else:
             frames.append(found)
     # A batch may have been sealed, copied by the compaction and sealed again in one and the same segment.
@@ -92,12 +96,17 @@ class Walk:
         members = tuple(members)
         if frame.kind == Kind.SEAL:
             if token not in self.seals:
-                now = tuple((self.copies.get(number, segment), number) for segment, number in members)
-                self.seals[token] = Sealed(frame.table, token, now)
+                self.seals[token] = Sealed(frame.table, token, members)
                 self.homes[token] = frame.place.segment
             self.names.setdefault(frame.place.segment, set()).update(segment for segment, _ in members)
         else:
             self.settle(frame.place.segment, members)
+
+    def follow(self) -> None:
+        """All is read: a SEAL means the newest copies of what it names, which may be newer or older than it."""
+        for token, sealed in self.seals.items():
+            members = tuple((self.copies.get(number, segment), number) for segment, number in sealed.members)
+            self.seals[token] = replace(sealed, members=members)
 
     def settle(self, by: int, members: Iterable[Member]) -> None:
         """Segment ``by`` says that these frames are settled."""

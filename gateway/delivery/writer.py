@@ -22,6 +22,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
         self._active: _Active | None = None
+        self._removals: deque[Path] = deque()
         self._pause_s = 0.0
         self._next_try = 0.0
         self._reserved: bool | None = None
@@ -341,11 +343,15 @@ class Writer:
         return [entry for entry in entries if entry.kind != Kind.DATA]
 
     def _remove(self, path: Path) -> None:
+        """Remove a file, and those before it that could not be: what is said of a file goes after it, never before."""
+        self._removals.append(path)
         try:
-            self._disk.remove(path)
-            self._disk.sync_directory(self._directory)
+            while self._removals:
+                self._disk.remove(self._removals[0])
+                self._disk.sync_directory(self._directory)
+                self._removals.popleft()
         except OSError as error:
-            log.warning("spool: %s could not be removed: %s", path.name, error.strerror)
+            log.warning("spool: %s could not be removed: %s", self._removals[0].name, error.strerror)
         self._keep_reserve()
 
     def _keep_reserve(self) -> bool:

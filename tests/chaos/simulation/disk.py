@@ -70,6 +70,7 @@ class Medium:
         self._graveyard.mkdir()
         self._buried = 0
         self.cut_at_rename: int | None = None
+        self.forgetful = False
 
     @property
     def used(self) -> int:
@@ -106,6 +107,7 @@ class Medium:
     def not_synced(self, file: _File) -> None:
         """A sync has failed."""
         if self.fails(0.3):
+            self.forgetful = True
             self._forget(file, file.unsynced, "torn")
             file.unsynced = []
         file.doubtful += file.unsynced

@@ -59,6 +59,10 @@ class Oracle:
         self._skipped = skipped
         self.rows: dict[int, Obligation] = {}
         self.poison: set[int] = set()
+        self.mended = False
+        """Whether tables were changed to take what they refused: then that may be there as well as a dead letter."""
+        self.forgetful = False
+        """Whether the disk has forgotten something though the power was never cut."""
         self.power_cuts: list[float] = []
         self._there: dict[int, int] = {}
         self._identities: dict[tuple[int, int], int] = {}
@@ -111,7 +115,7 @@ class Oracle:
             dead = letters.get(number, 0)
             if dead and number not in self.poison:
                 raise Violation(f"{number} is a dead letter, and nothing is wrong with it")
-            if there + dead > 1:
+            if there + dead > 1 and not (self.mended and there == dead == 1):
                 raise Violation(f"{number} is stored {there} times and in {dead} dead letters")
             if there or dead or row.word != Word.TAKEN or self._may_be_lost(row) or excused(row):
                 continue
@@ -128,5 +132,5 @@ class Oracle:
         if row.level == Durability.MEMORY:
             return row.process.killed or row.table in row.process.lost
         if row.level == Durability.OS:
-            return any(cut >= row.at for cut in self.power_cuts)
+            return any(cut >= row.at for cut in self.power_cuts) or (self.forgetful and row.process.killed)
         return False

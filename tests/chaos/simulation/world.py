@@ -212,6 +212,7 @@ class World:
             self.server.park(table, parked=False)
         if self.plan.settings["refused_rows_max"] < SUSPICIOUS_ROWS:
             self.server.poison.clear()  # The gateway waits for somebody to mend the table; that happens now too.
+            self.oracle.mended = True
         life = self._new_life(0, float("inf"))
         life.begin(list(range(1, self.plan.together)))
         delivery = life.delivery
@@ -225,6 +226,7 @@ class World:
             await asyncio.sleep(30 + audit_s)
         life.check_counters()
         life.check_nothing_is_held()
+        self.oracle.forgetful = self.medium.forgetful
         self.oracle.check(self._letters(), self._excused)
         await life.stop(1.0)
         if life.process.lost:
