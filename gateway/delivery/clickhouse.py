@@ -487,8 +487,10 @@ def _classify(code: int, body: bytes) -> DeliveryError:
 
 
 def _written(summary: str | None) -> int | None:
+    """None also where an embedded engine says that it does not know what became of the rows it parsed."""
     try:
-        return int(orjson.loads(summary or "")["written_rows"])
+        said = orjson.loads(summary or "")
+        return None if "written_rows_only_parsed" in said else int(said["written_rows"])
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -71,7 +71,11 @@ def server_error(code: int, message: str, name: str) -> EngineError:
 
 @dataclass(frozen=True)
 class Result:
-    """What a statement came to; counts as in ClickHouse's X-ClickHouse-Summary."""
+    """What a statement came to; counts as in ClickHouse's X-ClickHouse-Summary.
+
+    ``streamed``: an insert whose data came in pieces. The engine swallows what goes wrong behind its parsing
+    (a constraint, a full disk), so that ``written_rows`` are the rows it parsed, stored or not.
+    """
 
     body: bytes = b""
     read_rows: int = 0
@@ -81,6 +85,7 @@ class Result:
     result_rows: int = 0
     result_bytes: int = 0
     elapsed_ns: int = 0
+    streamed: bool = False
 
 
 class Engine:
@@ -190,6 +195,7 @@ class Session:
             written_bytes=size,
             result_rows=rows,
             result_bytes=size,
+            streamed=True,
             elapsed_ns=elapsed_ns,
         )
 

@@ -100,6 +100,10 @@ STATUS_BY_CODE: Mapping[int, int] = {
 }
 
 
+ONLY_PARSED = "written_rows_only_parsed"
+"""Of our own, in the summary of an insert: its written rows may not be stored, count them."""
+
+
 @dataclass
 class Request:
     """The parts of a request, sorted by what they are for."""
@@ -283,6 +287,8 @@ class Interface:
             "result_bytes": result.result_bytes,
             "elapsed_ns": elapsed_ns,
         }
+        if result.streamed:
+            summary[ONLY_PARSED] = 1
         headers["X-ClickHouse-Summary"] = json.dumps({name: str(value) for name, value in summary.items()})
         body = result.body
         headers["Content-Type"] = "text/plain; charset=UTF-8"

@@ -80,15 +80,16 @@ async def test_what_is_missing_is_said_in_words(clickhouse: ClickHouse) -> None:
     assert not any("Timestamp" in line or "ProjectId" in line for line in said), "a time zone is no difference"
 
 
-async def test_what_is_written_is_said_and_a_token_counts_once(clickhouse: ClickHouse) -> None:
+async def test_a_token_counts_once(clickhouse: ClickHouse) -> None:
     blocks = [block(numbered(range(start, start + 50), days=3), frame) for frame, start in ((7, 0), (2**64 - 1, 50))]
-    assert await clickhouse.insert(THINGS, blocks, token="one") == 100
+    assert await clickhouse.insert(THINGS, blocks, token="one") is None, "the embedded engine does not know"
     await clickhouse.insert(THINGS, blocks, token="one")
     assert await clickhouse.rows_by_frame(THINGS, [7, 2**64 - 1, 8]) == {7: 50, 2**64 - 1: 50}
 
 
 async def test_rows_over_hundreds_of_days_are_one_insert(clickhouse: ClickHouse) -> None:
-    assert await clickhouse.insert(THINGS, [block(numbered(range(150), days=150), 1)], token="days") == 150
+    await clickhouse.insert(THINGS, [block(numbered(range(150), days=150), 1)], token="days")
+    assert await clickhouse.rows_by_frame(THINGS, [1]) == {1: 150}
 
 
 async def test_of_a_block_only_absent_rows_are_inserted(clickhouse: ClickHouse) -> None:

@@ -171,6 +171,18 @@ async def test_of_a_frame_that_is_there_in_part_only_the_rest_is_inserted(plain:
     assert await plain.stored() == list(range(100))
 
 
+async def test_rows_that_a_server_says_it_wrote_and_did_not_are_found(plain: Rig) -> None:
+    """The embedded engine answers OK when a constraint refuses the rows behind its parsing."""
+    await plain.run(f"ALTER TABLE `{plain.direct.database}`.things ADD CONSTRAINT seven CHECK Number != 7")
+    plain.send(range(100))
+    await until(lambda: "held" in plain.outcomes(), "it is noticed that they are not there")
+    assert plain.metrics.rows_stored.values == {}
+    plain.check_counters()
+    await plain.run(f"ALTER TABLE `{plain.direct.database}`.things DROP CONSTRAINT seven")
+    await plain.flush()
+    assert await plain.stored() == list(range(100))
+
+
 async def test_mending_survives_lost_answers_too(plain: Rig) -> None:
     plain.proxy.plan.extend([UNSENT, answered(200, written=400), Fault("swallow"), UNSENT, answered(503)])
     plain.send(range(400), days=4)
