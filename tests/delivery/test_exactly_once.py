@@ -175,7 +175,7 @@ async def test_rows_that_a_server_says_it_wrote_and_did_not_are_found(plain: Rig
     """The embedded engine answers OK when a constraint refuses the rows behind its parsing."""
     await plain.run(f"ALTER TABLE `{plain.direct.database}`.things ADD CONSTRAINT seven CHECK Number != 7")
     plain.send(range(100))
-    await until(lambda: "held" in plain.outcomes(), "it is noticed that they are not there")
+    await until(lambda: "poison" in plain.outcomes(), "it is noticed that they are not there")
     assert plain.metrics.rows_stored.values == {}
     plain.check_counters()
     await plain.run(f"ALTER TABLE `{plain.direct.database}`.things DROP CONSTRAINT seven")
