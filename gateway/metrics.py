@@ -205,6 +205,9 @@ class Metrics(Table):
         self.spool_capacity_bytes = Gauge("spool_capacity_bytes", "What the spool may take of the disk.")
         self.spool_disk_bytes = Gauge("spool_disk_bytes", "Size of the spool's files.")
         self.spool_segments = Gauge("spool_segments", "Files of the spool.")
+        self.spool_recovering = Gauge(
+            "spool_recovering", "1 while the spool is looked through after a start: what it holds is not counted yet."
+        )
         self.spool_failures = Gauge("spool_failures", "Groups in a row that could not be written.")
         self.spool_damaged_bytes = Counter("spool_damaged_bytes", "Bytes of the spool that the disk has changed.")
         self.ring_bytes = Gauge("ring_bytes", "Bytes buffered, of columns, blocks and inserts in flight.", ("shard",))

@@ -121,17 +121,24 @@ class Isolation:
             self.hunt.doubtful = True
 
 
+TURN_BYTES = 64 << 10
+"""Of compressed blocks: what a project may have in its turn."""
+OWED_BYTES_MAX = 64 * TURN_BYTES
+"""A block larger than this costs no more turns: they are counted one by one."""
+
+
 @dataclass(slots=True, eq=False)
 class Queue:
     """One table's blocks by project, and its batches that wait for another try.
 
-    ``aside``: batches that hold nothing up, being poison. ``refused_rows``, ``refused_frames``: refused alone
-    since the table last took any.
+    ``owed``: bytes that projects had before their turn. ``aside``: batches that hold nothing up, being
+    poison. ``refused_rows``, ``refused_frames``: refused alone since the table last took any.
     """
 
     table: Table
     blocks: dict[str, deque[Block]] = field(default_factory=dict)
     turn: deque[str] = field(default_factory=deque)
+    owed: dict[str, int] = field(default_factory=dict)
     rows: int = 0
     data_bytes: int = 0
     since: float = 0.0
@@ -155,22 +162,34 @@ class Queue:
         self.data_bytes += len(block.data)
 
     def take(self, rows_max: int, bytes_max: int) -> list[Block]:
-        """Blocks for one batch, one from each project in turn; at least one."""
+        """Blocks for one batch, at least one; projects take turns by bytes.
+
+        A turn is one block, and a block that is larger than ``TURN_BYTES`` costs the turns it is worth: that is
+        deficit round robin, with the debt after the block instead of savings before it.
+        """
         taken: list[Block] = []
         rows = data_bytes = 0
         while self.turn:
             project_id = self.turn[0]
             mine = self.blocks[project_id]
+            owed = self.owed.get(project_id, 0) - TURN_BYTES
+            if owed > 0 and len(self.turn) > 1:
+                self.owed[project_id] = owed
+                self.turn.rotate(-1)
+                continue
             rows += mine[0].rows
             data_bytes += len(mine[0].data)
             if taken and (rows > rows_max or data_bytes > bytes_max):
                 break
-            taken.append(mine.popleft())
+            block = mine.popleft()
+            taken.append(block)
             self.turn.popleft()
             if mine:
                 self.turn.append(project_id)
+                self.owed[project_id] = min(len(block.data), OWED_BYTES_MAX)
             else:
                 del self.blocks[project_id]
+                self.owed.pop(project_id, None)
         self.rows -= sum(block.rows for block in taken)
         self.data_bytes -= sum(len(block.data) for block in taken)
         self.since = min((mine[0].since for mine in self.blocks.values()), default=0.0)

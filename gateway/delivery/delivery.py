@@ -444,6 +444,7 @@ class Delivery:
         metrics.spool_capacity_bytes.read = lambda: {(): self._room.bytes_max}
         metrics.spool_disk_bytes.read = lambda: {(): self._spool.ledger.disk_bytes}
         metrics.spool_segments.read = lambda: {(): len(self._spool.ledger.segments)}
+        metrics.spool_recovering.read = lambda: {(): float(not self._spool.recovered.is_set())}
         metrics.spool_failures.read = lambda: {(): self._spool.failures}
         metrics.spool_damaged_bytes.read = lambda: {(): self._spool.damaged_bytes}
 

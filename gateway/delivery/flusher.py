@@ -83,6 +83,7 @@ class Flusher:
         self._random = random
         self._queues: dict[str, Queue] = {}
         self._inserts: set[asyncio.Task[None]] = set()
+        self._in_flight_max = settings.inserts_in_flight
         self._runner: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._alarms: dict[tuple[str, str], tuple[float, int]] = {}
@@ -203,14 +204,14 @@ class Flusher:
         """Send what is due, then wait for more or for the next moment something is."""
         self._wake.clear()
         now = self._clock()
-        while len(self._inserts) < self._settings.inserts_in_flight:
+        while len(self._inserts) < self._in_flight_max:
             batch = self._next(now)
             if batch is None:
                 break
             task = asyncio.create_task(self._send(batch))
             self._inserts.add(task)
             task.add_done_callback(self._inserts.discard)
-        due = self._due() if len(self._inserts) < self._settings.inserts_in_flight else None
+        due = self._due() if len(self._inserts) < self._in_flight_max else None
         try:
             async with asyncio.timeout(None if due is None else max(due - now, 0.001)):
                 await self._wake.wait()
@@ -381,6 +382,9 @@ class Flusher:
         queue = self._queues[batch.table.name]
         queue.sent.discard(batch)
         batch.attempts += 1
+        if isinstance(error, Busy | Ambiguous):
+            # Inserts that time out side by side may each get through alone.
+            self._in_flight_max = max(1, self._in_flight_max // 2)
         now = self._clock()
         batch.due = now + self._pause(batch, parked=isinstance(error, Operator | Poison))
         if batch.isolation is None:
@@ -431,6 +435,7 @@ class Flusher:
 
     def _are_stored(self, batch: Batch, token: str, blocks: list[Block]) -> None:
         """These blocks of a batch are in the table; it has just taken them where there is a token."""
+        self._in_flight_max = min(self._settings.inserts_in_flight, self._in_flight_max + 1)
         self._spool.done(batch.table.name, token, blocks)
         if token and blocks:
             self._are_taken(self._queues[batch.table.name])

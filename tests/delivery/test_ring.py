@@ -10,7 +10,7 @@ import pytest
 
 from gateway._native import Columns
 from gateway.delivery import Settings
-from gateway.delivery.batch import Queue
+from gateway.delivery.batch import TURN_BYTES, Queue
 from gateway.delivery.block import Block
 from gateway.delivery.ring import SMALL_BYTES, SMALL_SPARE_MAX
 from gateway.errors import Draining, Overloaded, TooLarge
@@ -271,6 +271,27 @@ def test_projects_take_turns_in_a_batch() -> None:
     assert [block.frame for block in taken] == [0, 100, 1, 2]
     assert (queue.rows, queue.data_bytes, queue.since) == (970, 97, 3.0)
     assert list(queue.blocks) == ["loud"], "a project without blocks is forgotten"
+
+
+def test_a_project_with_giant_blocks_gets_no_more_bytes_than_the_others() -> None:
+    queue = Queue(THINGS)
+    for number in range(100):
+        queue.add(Block("things", "giant", number, 1, bytes(10 * TURN_BYTES), 0.0))
+        for project in ("a", "b"):
+            for part in range(10):
+                queue.add(Block("things", project, 1_000 + 10 * number + part, 1, bytes(TURN_BYTES), 0.0))
+    taken_bytes = dict.fromkeys(("giant", "a", "b"), 0)
+    for _ in range(20):
+        for block in queue.take(1 << 30, 40 * TURN_BYTES):
+            taken_bytes[block.project_id] += len(block.data)
+    assert max(taken_bytes.values()) - min(taken_bytes.values()) <= 2 * 10 * TURN_BYTES, taken_bytes
+
+
+def test_a_project_alone_waits_for_nobody() -> None:
+    queue = Queue(THINGS)
+    for number in range(3):
+        queue.add(Block("things", "giant", number, 1, bytes(100 * TURN_BYTES), 0.0))
+    assert [block.frame for block in queue.take(1 << 30, 1 << 30)] == [0, 1, 2]
 
 
 def test_a_block_larger_than_a_batch_goes_alone() -> None:
