@@ -331,16 +331,21 @@ def json_check(body, *, bint nan_literals=False):
         PyBuffer_Release(&view)
 
 
-cdef bint may_be_escaped(json_t *j) noexcept nogil:
-    """Whether a letter, a digit or an underscore is written as an escape somewhere: \\u0030 to \\u007f."""
-    cdef const uint8_t *p = j.p
+cdef const uint8_t *next_escape(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """Where a letter, a digit or an underscore is next written as an escape, \\u0030 to \\u007f; ``end``: nowhere."""
     while True:
-        p = <const uint8_t *> memchr(p, 92, <size_t> (j.end - p))
-        if p == NULL or j.end - p < 6:
-            return False
+        p = <const uint8_t *> memchr(p, 92, <size_t> (end - p))
+        if p == NULL or end - p < 6:
+            return end
         if p[1] == 117 and p[2] == 48 and p[3] == 48 and 51 <= p[4] <= 55:
-            return True
+            return p
         p += 1
+
+
+cdef const uint8_t *next_text(const uint8_t *p, const uint8_t *end, text_t *text) noexcept nogil:
+    """Where the text stands next; ``end``: nowhere."""
+    p = <const uint8_t *> memmem(p, <size_t> (end - p), text.p, text.size)
+    return end if p == NULL else p
 
 
 cdef int find_last_member(decoder_t *d, json_t *j, text_t *name, bint plain, buffer_t *work,
@@ -352,6 +357,8 @@ cdef int find_last_member(decoder_t *d, json_t *j, text_t *name, bint plain, buf
     cdef json_value_t value
     cdef string_t key
     cdef text_t text
+    cdef const uint8_t *escape = j.p
+    cdef const uint8_t *again = j.p
     cdef int status
     found.type = 0
     skip_space(j)
@@ -367,9 +374,15 @@ cdef int find_last_member(decoder_t *d, json_t *j, text_t *name, bint plain, buf
             return OK
         if same_text(&text, name):
             found[0] = value
-            # Most bodies have it once and early, and then need not be read twice.
-            if plain and not may_be_escaped(j) and memmem(j.p, <size_t> (j.end - j.p), name.p, name.size) == NULL:
-                return OK
+            # Most bodies have it once and early, and then need not be read twice. What was seen ahead of the cursor
+            # is not searched for again: with many members of the name that would take the square of the time.
+            if plain:
+                if escape < j.p:
+                    escape = next_escape(j.p, j.end)
+                if again < j.p:
+                    again = next_text(j.p, j.end, name)
+                if escape == j.end and again == j.end:
+                    return OK
         status = next_item(d, j, 125)
     return OK
 

@@ -9,7 +9,16 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue
 
-from gateway._native import RECORD_BYTES_MAX, Columns, EntryPlan, OtlpPlan, entries, otlp_json, otlp_protobuf
+from gateway._native import (
+    RECORD_BYTES_MAX,
+    Columns,
+    EntryPlan,
+    OtlpPlan,
+    entries,
+    json_member,
+    otlp_json,
+    otlp_protobuf,
+)
 from gateway.errors import TooLarge
 from tests.reference.native_block import read_block
 
@@ -201,3 +210,12 @@ def test_an_integer_of_a_genai_event_that_does_not_fit_its_column_is_none(
     events = Columns(layout)
     otlp_protobuf(request.SerializeToString(), plan, [Columns(LAYOUT), events], constants={}, arrival_ns=ARRIVAL_NS)
     assert [row["n"] for row in read_block(events.native()).table()] == [fitting, 0]
+
+
+@pytest.mark.parametrize("behind", [b"", b'"x":"' + b"\\n" * 250_000 + b'",', b'"x":"\\u0041",'])
+def test_a_name_that_comes_again_and_again_is_searched_for_once(behind: bytes) -> None:
+    body = b"{" + b'"api_key":1,' * 40_000 + behind + b'"api_key":"last"}'
+    before = time.process_time()
+    assert json_member(body, b"api_key") == b"last"
+    assert json_member(body[:-1] + b',"logs":[]}', b"api_key") == b"last"
+    assert time.process_time() - before < SECONDS_MAX
