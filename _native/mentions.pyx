@@ -1,14 +1,5 @@
 # Whether a body mentions a text at all: most do not, and need no plan for what it stands for.
 
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    void *memmem(const void *, size_t, const void *, size_t);
-    #endif
-    """
-    void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size) nogil
-
-
 cdef bint found_in(const char *at, size_t size, const char *text, size_t text_size, bint escaped) noexcept nogil:
     cdef const char *end = at + size
     if memmem(at, size, text, text_size) != NULL:

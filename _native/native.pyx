@@ -16,7 +16,6 @@
     entries.pyx                          a request of entries: array, object, member, lines -> rows
     crc32c.h crc32c.pyx                  the checksum of the spool's frames
     mentions.pyx                         whether a body mentions a text
-    bucket.pyx                           the token bucket
 
 Inner functions are noexcept nogil and return a status; only what Python calls raises.
 """
@@ -48,7 +47,6 @@ include "entry_rules.pyx"
 include "entries.pyx"
 include "crc32c.pyx"
 include "mentions.pyx"
-include "bucket.pyx"
 
 seed_dictionaries(int.from_bytes(os.urandom(8), "little"))
 number_init()

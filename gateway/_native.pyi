@@ -226,12 +226,3 @@ def mentions(body: Buffer, text: bytes, *, escaped: bool = ...) -> bool:
 
     True may be wrong with ``escaped``, False never is.
     """
-
-@final
-class Bucket:
-    """A token bucket: ``rate`` tokens a second, at most ``burst`` at once, times in nanoseconds."""
-
-    def __init__(self, rate: float, burst: float, now_ns: int) -> None: ...
-    def take(self, tokens: float, now_ns: int) -> float:
-        """0.0 when taken, else the seconds until it could be; then nothing is taken."""
-    def level(self, now_ns: int) -> float: ...
