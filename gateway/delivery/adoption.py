@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
+from gateway.delivery.deadletter import DeadLetters, DeadLettersBusy
 from gateway.delivery.disk import Disk
 from gateway.delivery.frames import FrameNumbers, SlotTaken, lock_slot, slot_place
 from gateway.delivery.segments import SegmentName, found_segments
@@ -15,8 +16,9 @@ log = logging.getLogger(__name__)
 def adopt(numbers: FrameNumbers, slot: int, disk: Disk | None = None) -> int:
     """Move what another slot's spool holds into this slot's, before that is opened. Returns how many segments.
 
-    A slot that a process has open keeps its own. Nothing is copied, and a crash leaves each segment in one
-    of the two places, in an order that holds: what speaks of a segment has a higher ordinal than it.
+    A slot that a process has open keeps its own, and one whose dead letters are being replayed. Nothing is
+    copied, and a crash leaves each segment in one of the two places, in an order that holds: what speaks of a
+    segment has a higher ordinal than it, and dead letters go before their frames.
     """
     place = slot_place(numbers.place.parent, slot)
     if not place.is_dir():
@@ -26,13 +28,19 @@ def adopt(numbers: FrameNumbers, slot: int, disk: Disk | None = None) -> int:
     except SlotTaken:
         return 0
     try:
+        disk = disk or Disk()
+        ours_dead, theirs_dead = (DeadLetters(each, bytes_max=0, disk=disk) for each in (numbers.place, place))
+        try:
+            ours_dead.take_over(theirs_dead)
+        except DeadLettersBusy:
+            return 0
         orphans = found_segments(place)
         ours = found_segments(numbers.place)
         ordinal = ours[-1][0].ordinal + 1 if ours else 1
         for shift, (name, path) in enumerate(orphans):
             path.rename(numbers.place / SegmentName(ordinal + shift, name.id).file)
         for directory in (numbers.place, place):
-            (disk or Disk()).sync_directory(directory)
+            disk.sync_directory(directory)
     finally:
         os.close(lock)
     if orphans:

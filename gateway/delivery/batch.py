@@ -8,17 +8,22 @@ from dataclasses import dataclass, field
 
 from gateway.delivery.block import Block
 from gateway.delivery.clickhouse import DeliveryError
+from gateway.delivery.seals import Run
 from gateway.delivery.search import Search
 from gateway.schema import Table
 
 
 @dataclass(slots=True, eq=False)
 class Repair:
-    """Rows to insert again: whole frames, or (``absent``) those rows of one frame that are not there."""
+    """Rows to insert again: whole frames, or (``run``) those rows of one frame that are not there.
+
+    ``sealed``: its own SEAL is on disk.
+    """
 
     blocks: list[Block]
-    absent: bool
+    run: Run | None
     token: str
+    sealed: bool = False
     doubtful: bool = False
 
 
@@ -27,8 +32,8 @@ class Batch:
     """What one insert carries, and how far it got.
 
     ``sealed``: its SEAL is on disk. ``doubtful``: some attempt's outcome is not known. ``answered``: a
-    clean OK came, or no attempt can still come through; from here on frames are counted. ``absent``: it is
-    one frame, of which some rows may be there. ``poison``: the server refused these very rows; from then on
+    clean OK came, or no attempt can still come through; from here on frames are counted. ``run``: it is
+    those of a run of rows of one frame that are not there. ``poison``: the server refused these very rows; from then on
     ``isolation`` is how far the search for the guilty ones got.
     """
 
@@ -41,13 +46,14 @@ class Batch:
     sealed: bool = False
     doubtful: bool = False
     answered: bool = False
-    absent: bool = False
+    run: Run | None = None
     poison: bool = False
     isolation: Isolation | None = None
     attempts: int = 0
     suspicions: int = 0
     repair: Repair | None = None
     repairs: int = 0
+    repair_tokens: list[str] = field(default_factory=list)
     repair_blocks_max: int = 1 << 30
     due: float = 0.0
 

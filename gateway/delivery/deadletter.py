@@ -89,6 +89,17 @@ class DeadLetters:
             with self.locked():
                 self._remove(path)
 
+    def take_over(self, other: DeadLetters) -> None:
+        """Move another slot's letters here, ahead of its frames: one that is searched again takes back its own."""
+        files = other.files()
+        if not files:
+            return
+        with other.locked(), self.locked():
+            for file in files:
+                file.path.rename(self._folder / file.path.name)
+            for folder in (self._folder, other._folder):
+                self._disk.sync_directory(folder)
+
     def keep(self, file: LetterFile, letters: Sequence[Letter]) -> None:
         """Keep only these of a file's letters. Inside ``locked``."""
         if letters:

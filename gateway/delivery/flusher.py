@@ -28,6 +28,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from gateway.delivery.batch import Batch, Isolation, Queue, Repair
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import (
+    ALL_ROWS,
     CUT_SHORT,
     MEMORY_LIMIT,
     Ambiguous,
@@ -42,7 +43,7 @@ from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.poison import NOT_KEPT, REPAIRS_MAX, SUSPICIONS_MAX, Isolator, counted
 from gateway.delivery.progress import Progress
 from gateway.delivery.ring import Ring
-from gateway.delivery.seals import Sealed
+from gateway.delivery.seals import Sealed, by_row
 from gateway.delivery.settings import Settings
 from gateway.delivery.spool import Spool
 from gateway.metrics import Metrics
@@ -123,10 +124,11 @@ class Flusher:
         """Take charge of a batch that an earlier life sealed: nobody knows whether it was sent."""
         batch = Batch.of(table, sealed.token, blocks)
         batch.sealed = batch.doubtful = True
-        batch.absent = sealed.by_row
+        batch.answered = False  # Only the same token shows what became of it.
+        batch.run = sealed.run
         queue = self._queues[table.name]
         if sealed.over:
-            batch.poison, batch.isolation = True, Isolation(None, refused=False)
+            batch.poison, batch.isolation = True, Isolation(None, refused=False, tokens=batch.repair_tokens)
             queue.aside.append(batch)
         else:
             queue.waiting.append(batch)
@@ -339,20 +341,25 @@ class Flusher:
 
     async def _insert(self, batch: Batch) -> int | None:
         """Insert all of a batch; how many rows the server says it wrote, None when it does not say."""
-        if batch.absent:
+        if batch.run is not None:
             (block,) = batch.blocks
-            await self._clickhouse.insert_absent(batch.table, block.data, frame=block.frame, token=batch.token)
+            await self._clickhouse.insert_absent(
+                batch.table, block.data, frame=block.frame, token=batch.token, rows=batch.run
+            )
             return None
         return await self._clickhouse.insert(batch.table, [block.data for block in batch.blocks], token=batch.token)
 
     async def _seal_on_disk(self, batch: Batch) -> None:
-        on_disk = [block for block in batch.blocks if block.place is not None]
+        await self._seal_blocks(batch.table, batch.token, batch.blocks)
+        batch.sealed = True
+
+    async def _seal_blocks(self, table: Table, token: str, blocks: list[Block]) -> None:
+        on_disk = [block for block in blocks if block.place is not None]
         if on_disk:
             try:
-                await self._spool.seal(batch.table.name, batch.token, on_disk)
+                await self._spool.seal(table.name, token, on_disk)
             except OSError as error:
                 raise Busy(f"the spool cannot be written ({error.strerror})") from error
-        batch.sealed = True
 
     async def _missing(self, batch: Batch) -> Repair | None:
         """What of the batch the table does not hold: whole frames first, then parts of frames."""
@@ -368,12 +375,21 @@ class Flusher:
         log.info(
             "%s: of %d frames %d are missing, %d in part", batch.table.name, len(batch.blocks), len(whole), len(parts)
         )
-        return Repair(blocks, not whole, self._frames.token())
+        if whole:
+            return Repair(blocks, None, self._frames.token())
+        return Repair(blocks, ALL_ROWS, by_row(self._frames.token(), ALL_ROWS))
 
     async def _mend(self, batch: Batch, repair: Repair) -> None:
-        if repair.absent:
+        if not repair.sealed:
+            # After a crash nobody but its SEAL knows of an insert that may come through later.
+            await self._seal_blocks(batch.table, repair.token, repair.blocks)
+            batch.repair_tokens.append(repair.token)
+            repair.sealed = True
+        if repair.run is not None:
             block = repair.blocks[0]
-            await self._clickhouse.insert_absent(batch.table, block.data, frame=block.frame, token=repair.token)
+            await self._clickhouse.insert_absent(
+                batch.table, block.data, frame=block.frame, token=repair.token, rows=repair.run
+            )
         else:
             data = [block.data for block in repair.blocks]
             await self._clickhouse.insert(batch.table, data, token=repair.token)
@@ -390,7 +406,9 @@ class Flusher:
         if batch.isolation is None:
             error = self._understood(batch, error)
             if isinstance(error, Poison) and error.code:
-                batch.isolation = Isolation(error, refused=not batch.answered and not batch.absent)
+                batch.isolation = Isolation(
+                    error, refused=not batch.answered and batch.run is None, tokens=batch.repair_tokens
+                )
                 batch.attempts, batch.due = 0, now
         batch.poison = isinstance(error, Poison) or batch.isolation is not None
         (queue.aside if batch.poison else queue.waiting).append(batch)
@@ -432,6 +450,8 @@ class Flusher:
     def _finished(self, batch: Batch) -> None:
         self._queues[batch.table.name].sent.discard(batch)
         self._are_stored(batch, batch.token, batch.blocks)
+        for token in batch.repair_tokens:
+            self._spool.unseal(token)
 
     def _are_stored(self, batch: Batch, token: str, blocks: list[Block]) -> None:
         """These blocks of a batch are in the table; it has just taken them where there is a token."""

@@ -41,7 +41,7 @@ from gateway.delivery.clickhouse import (
 from gateway.delivery.deadletter import DeadLetters, DeadLettersBusy, DeadLettersFull
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.letter import Letter, letter_of, letter_of_block
-from gateway.delivery.seals import ROWS
+from gateway.delivery.seals import by_row
 from gateway.delivery.search import Search
 from gateway.delivery.spool import Spool
 from gateway.schema import Table
@@ -149,6 +149,7 @@ class Isolator:
                 batch.table, self._frames.token(), [isolation.blocks[index] for index in run]
             )
             isolation.tokens.append(piece.token)
+            piece.repair_tokens = isolation.tokens
         try:
             await self._attempt(batch.table, self._deliver(piece))
         except DeliveryError as error:
@@ -200,12 +201,12 @@ class Isolator:
 
     async def _try_rows(self, queue: Queue, batch: Batch, isolation: Isolation, hunt: Hunt, run: range) -> None:
         block = isolation.guilty[0][0]
+        rows = hunt.rows[run.start : run.stop]
         if not hunt.token:
-            token = self._frames.token() + ROWS
+            token = by_row(self._frames.token(), (rows[0], rows[-1]))
             isolation.tokens.append(token)
             await self._seal(batch, token, block)
             hunt.token, hunt.doubtful, hunt.suspicions = token, False, 0
-        rows = hunt.rows[run.start : run.stop]
         insert = self._clickhouse.insert_absent(
             batch.table, block.data, frame=block.frame, token=hunt.token, rows=(rows[0], rows[-1])
         )

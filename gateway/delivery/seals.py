@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 
 from gateway.delivery.segments import Member
 
-ROWS = "-rows"
-"""How the token ends of a try with some of the rows of one frame."""
+_ROWS = re.compile(r"-rows-(\d+)-(\d+)")
 _TOKEN = re.compile(r"[0-9a-f]{16}-(\d+)-\d+-(\d+)")
+
+Run = tuple[int, int]
+"""The first and the last of some rows of a frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,18 @@ class Sealed:
     over: bool = False
 
     @property
-    def by_row(self) -> bool:
-        """Whether some of the rows of its one frame are stored, maybe."""
-        return self.token.endswith(ROWS)
+    def run(self) -> Run | None:
+        """Which rows of its one frame it inserts, as far as they are absent; None when it inserts whole frames."""
+        found = _ROWS.search(self.token)
+        return (int(found[1]), int(found[2])) if found else None
+
+
+def by_row(token: str, run: Run) -> str:
+    """The token of a try with those of a run of rows of one frame that are absent.
+
+    It says which, for only the very same insert under the same token shows what became of the one before.
+    """
+    return f"{token}-rows-{run[0]}-{run[1]}"
 
 
 def disjoint(seals: Iterable[Sealed]) -> list[Sealed]:

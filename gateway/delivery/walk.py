@@ -51,7 +51,8 @@ def _walk_one(reader: SegmentReader, walk: Walk, quarantine: Quarantine) -> None
         if isinstance(found, Damage):
             quarantine.take(reader, found.place)
         elif found.origin and reader.payload(found) is None:
-            quarantine.take(reader, found.place)  # and so it does not take the place of anything
+            quarantine.take(reader, found.place)  # It takes the place of nothing, and is no block to be lost.
+            walk.settle(segment, [(segment, found.number)])
         else:
             frames.append(found)
     # A batch may have been sealed, copied by the compaction and sealed again in one and the same segment.

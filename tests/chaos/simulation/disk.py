@@ -123,7 +123,7 @@ class Medium:
             return
         self._buried += 1
         grave = self._graveyard / str(self._buried)
-        os.rename(path, grave)
+        os.rename(path, grave)  # noqa: PTH104 - Path's own is simulated
         file.path = grave
         self._change(path.parent, file, path, None)
 
@@ -132,7 +132,7 @@ class Medium:
             self.cut_at_rename -= 1
             if self.cut_at_rename < 0:
                 raise Cut
-        os.rename(path, target)
+        os.rename(path, target)  # noqa: PTH104
         file = self.files.pop(path)
         file.path = target
         self.files[target] = file
@@ -169,7 +169,7 @@ class Medium:
                 after.unlink()
                 return
         assert before is not None
-        os.rename(file.path, before)
+        os.rename(file.path, before)  # noqa: PTH104
         file.path = before
         self.files[before] = file
 
@@ -180,7 +180,7 @@ class Medium:
         sector = self._random.choice((512, 4096))
         ends = [offset + length for offset, length in ranges]
         cut = self._random.randint(min(offset for offset, _ in ranges), max(ends)) // sector * sector
-        with open(file.path, "r+b") as opened:
+        with file.path.open("r+b") as opened:
             for offset, length in ranges:
                 at = offset
                 while at < offset + length:

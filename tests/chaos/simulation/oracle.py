@@ -91,8 +91,8 @@ class Oracle:
             raise Violation(f"two rows are frame {row.frame:x} row {row.row}")
         if promised.word == Word.NEVER:
             raise Violation(f"{row.number} is stored, and was refused at once")
-        if promised.word == Word.REFUSED and promised.alone and not promised.process.killed:
-            raise Violation(f"{row.number} is stored, and was refused by a process that was never killed")
+        if promised.word == Word.REFUSED and promised.alone and not promised.process.dead:
+            raise Violation(f"{row.number} is stored, and was refused by a process that still lives")
         if promised.word == Word.REFUSED and promised.alone and row.frame in self._skipped:
             raise Violation(f"{row.number} is stored, and its frame {row.frame:x} was skipped on disk")
         self._there[row.number] = row.frame

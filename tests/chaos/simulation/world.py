@@ -38,7 +38,7 @@ WALL = 1_790_000_000.0
 HEALING_S = 900.0
 SUSPICIOUS_ROWS = 1000
 SEGMENT_BYTES_MIN = 2048
-RAM_DISK = Path("/dev/shm")  # noqa: S108 - nothing of it stays
+RAM_DISK = Path("/dev/shm")
 """Where it is there; elsewhere the simulation is slower."""
 
 
@@ -306,7 +306,7 @@ class Life:
         self._world.note(f"{self.process.name}: is to stop")
         assert self.delivery is not None
         stopping = self._world.loop.create_task(self.delivery.stop(deadline_s), context=self.process.context())
-        while not stopping.done() and not self.process.dead:
+        while not stopping.done() and not self.process.dead:  # noqa: ASYNC110 - the dead tell nobody
             await asyncio.sleep(0.05)
         if self.process.dead:
             return
@@ -420,6 +420,7 @@ class _Listener(logging.Handler):
 def _simulated(world: World) -> Iterator[None]:
     """Put the simulated parts where the gateway takes the real ones."""
     rename: Callable[[Path, Any], Any] = Path.rename
+    unlink: Callable[..., None] = Path.unlink
     medium = world.medium
 
     class FailingReader(SegmentReader):
@@ -435,6 +436,12 @@ def _simulated(world: World) -> Iterator[None]:
         result: Path = rename(path, target)
         return result
 
+    def unlinked(path: Path, missing_ok: bool = False) -> None:
+        if path in medium.files:
+            medium.remove(path)
+        else:
+            unlink(path, missing_ok=missing_ok)
+
     places: list[tuple[object, str, object]] = [
         (gateway.delivery.spool, "Writer", SimulatedWriter),
         (gateway.delivery.spool, "SegmentReader", FailingReader),
@@ -444,6 +451,7 @@ def _simulated(world: World) -> Iterator[None]:
         (gateway.delivery.writer, "time", TIME),
         (gateway.delivery.writer, "SEGMENT_BYTES_MIN", SEGMENT_BYTES_MIN),
         (Path, "rename", renamed),
+        (Path, "unlink", unlinked),
     ]
     before = [(where, name, getattr(where, name)) for where, name, _ in places]
     log, listener = logging.getLogger("gateway.delivery"), _Listener(world)
