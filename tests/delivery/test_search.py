@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from gateway.delivery.seals import ROWS, Sealed, disjoint
+from gateway.delivery.seals import Sealed, by_row, disjoint
 from gateway.delivery.search import Search
 
 
@@ -74,17 +74,17 @@ def test_of_several_seals_the_newest_has_the_frame() -> None:
     seals = [
         Sealed("t", token(9), ((1, 10), (1, 11), (1, 12), (1, 13))),
         Sealed("t", token(10), ((1, 10), (1, 11))),
-        Sealed("t", token(12) + ROWS, ((1, 10),)),
+        Sealed("t", by_row(token(12), (3, 7)), ((1, 10),)),
         Sealed("t", token(2, epoch=2), ((2, 20),)),
         Sealed("t", token(99), ((2, 21),)),
     ]
     random.shuffle(seals)
     found = {sealed.token: ([frame for _, frame in sealed.members], sealed.over) for sealed in disjoint(seals)}
     assert found == {
-        token(12) + ROWS: ([10], False),
+        by_row(token(12), (3, 7)): ([10], False),
         token(10): ([11], True),
         token(9): ([12, 13], True),
         token(2, epoch=2): ([20], False),
         token(99): ([21], False),
     }
-    assert [sealed.by_row for sealed in disjoint(seals)].count(True) == 1
+    assert [sealed.run for sealed in disjoint(seals) if sealed.run is not None] == [(3, 7)]

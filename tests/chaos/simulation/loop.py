@@ -14,8 +14,12 @@ import contextvars
 import heapq
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Executor
 from random import Random
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 
 
 class Being:
@@ -61,24 +65,24 @@ class Loop(asyncio.AbstractEventLoop):
         return self._now
 
     def call_soon(
-        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, callback: Callable[[*_Ts], object], *args: *_Ts, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
     def call_soon_threadsafe(
-        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, callback: Callable[[*_Ts], object], *args: *_Ts, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         return self.call_soon(callback, *args, context=context)
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, delay: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         self._count += 1
@@ -98,30 +102,26 @@ class Loop(asyncio.AbstractEventLoop):
         name: str | None = None,
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name, context=context)  # type: ignore[arg-type]
+        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name, context=context)
         # A dead task that is forgotten would be closed, and would clean up, whenever Python likes.
         self._tasks.append(task)
         task.add_done_callback(self._look, context=_NOBODY)
         return task
 
-    def run_in_executor(self, executor: object, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts) -> asyncio.Future[_T]:
         """As in a thread: begun some time later, and its end known some time later still; at once in between."""
-        future = self.create_future()
+        future: asyncio.Future[_T] = self.create_future()
 
         def run() -> None:
             try:
-                result, error = func(*args), None
-            except Exception as raised:
-                result, error = None, raised
-            self.call_later(self._random.choice(_THREAD_S), tell, result, error)
-
-        def tell(result: object, error: Exception | None) -> None:
-            if future.cancelled():
-                return
-            if error is not None:
-                future.set_exception(error)
+                result = func(*args)
+            except Exception as error:
+                tell(future.set_exception, error)
             else:
-                future.set_result(result)
+                tell(future.set_result, result)
+
+        def tell(how: Callable[[Any], None], what: object) -> None:
+            self.call_later(self._random.choice(_THREAD_S), lambda: None if future.cancelled() else how(what))
 
         self.call_later(self._random.choice(_THREAD_S), run)
         return future
@@ -186,7 +186,7 @@ class Loop(asyncio.AbstractEventLoop):
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 try:
-                    task.get_coro().close()  # type: ignore[union-attr]
+                    task.get_coro().close()
                 except (Exception, asyncio.CancelledError):
                     continue
         self._tasks.clear()

@@ -152,7 +152,9 @@ def _requests(random: Random, trouble_s: float, together: int) -> tuple[list[Req
     levels = random.choice((("disk",), ("disk",), ("disk", "stored"), ("os",), ("memory", "os", "disk", "stored")))
     poison_part = random.choice((0.0, 0.0, 0.0, 0.02, 0.2))
     body = "x" * random.choice((1, 20, 200))
-    requests, poison, number, at = [], set(), 0, 0.0
+    requests: list[Request] = []
+    poison: set[int] = set()
+    number, at = 0, 0.0
     for index in range(count):
         if index % burst == 0:
             at = random.random() * trouble_s

@@ -282,14 +282,14 @@ class Client(ClickHouse):
     def __init__(self, server: Server, client: Being, note: Callable[[str], None]) -> None:
         super().__init__("http://simulated")
         self._server = server
-        self._client = client
+        self._process = client
         self._note = note
 
     async def insert(self, table: Table, blocks: Sequence[bytes], *, token: str) -> int | None:
         rows = self._server.read(blocks)
         written: int | None = await self._told(
             f"insert {table.name} {token} {_frames(rows)}",
-            self._server.exchange(lambda: self._server.insert(table.name, rows, token, self._client), insert=True),
+            self._server.exchange(lambda: self._server.insert(table.name, rows, token, self._process), insert=True),
         )
         return written
 
@@ -300,7 +300,7 @@ class Client(ClickHouse):
         await self._told(
             f"insert absent {table.name} {token} {_frames(found)} {rows}",
             self._server.exchange(
-                lambda: self._server.insert_absent(table.name, found, rows, token, self._client), insert=True
+                lambda: self._server.insert_absent(table.name, found, rows, token, self._process), insert=True
             ),
         )
 
@@ -330,13 +330,13 @@ class Client(ClickHouse):
         return self._server.exchange(lambda: self._server.ask(table, answer), insert=False)
 
     async def _told(self, what: str, exchange: Awaitable[Any]) -> Any:
-        self._note(f"{self._client.name}: {what}")
+        self._note(f"{self._process.name}: {what}")
         try:
             result = await exchange
         except Exception as error:
-            self._note(f"{self._client.name}: {what}: {type(error).__name__} {error}")
+            self._note(f"{self._process.name}: {what}: {type(error).__name__} {error}")
             raise
-        self._note(f"{self._client.name}: {what}: {result}")
+        self._note(f"{self._process.name}: {what}: {result}")
         return result
 
 

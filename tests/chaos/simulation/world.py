@@ -43,13 +43,19 @@ RAM_DISK = Path("/dev/shm")
 
 
 class World:
-    """The simulation of one seed. ``trace`` is what happened, the same for the same seed."""
+    """The simulation of one seed. ``trace`` is what happened, the same for the same seed.
 
-    def __init__(self, seed: int, directory: Path) -> None:
+    ``ignores``: what the disk lets be, 'sync' or 'sync_directory'; for the controls.
+    """
+
+    def __init__(self, seed: int, directory: Path, *, ignores: frozenset[str] = frozenset()) -> None:
         self.seed = seed
+        self.ignores = ignores
         self.plan: Plan = plan(seed)
         self.trace: list[str] = []
-        self.loop = Loop(Random(f"threads {seed}"), patience_s=self.plan.trouble_s + 2 * HEALING_S)
+        self.loop = Loop(  # type: ignore[abstract]
+            Random(f"threads {seed}"), patience_s=self.plan.trouble_s + 2 * HEALING_S
+        )
         self.directory = directory / "spool"
         self.directory.mkdir()
         self.medium = Medium(directory, Random(f"disk {seed}"), self.note)
@@ -264,6 +270,7 @@ class Life:
         self.metrics = Metrics()
         self._disk = FakeDisk(world.medium, lambda: self.ends_at - world.loop.time(), world.skipped)
         self._disk.latency_s = world.plan.disk_latency_s
+        self._disk.ignores = world.ignores
         self._frames: FrameNumbers | None = None
 
     def begin(self, foreign: list[int]) -> None:
@@ -470,12 +477,12 @@ def _simulated(world: World) -> Iterator[None]:
         log.level, log.propagate = log_before
 
 
-def simulate(seed: int) -> tuple[list[str], AssertionError | None]:
+def simulate(seed: int, *, ignores: frozenset[str] = frozenset()) -> tuple[list[str], AssertionError | None]:
     """Run one seed: its trace, and what was violated."""
     root = RAM_DISK if RAM_DISK.is_dir() else None
     directory = Path(tempfile.mkdtemp(prefix="weir-simulation-", dir=root))
     try:
-        world = World(seed, directory)
+        world = World(seed, directory, ignores=ignores)
         try:
             world.run()
         except (Violation, Stuck, TimeoutError) as violation:
