@@ -14,6 +14,7 @@ The documents leave open what follows; we decided:
 * A log of level heartbeat says, by its arrival, that its ``context.service`` lives. docs/reading.md has what
   comes of it when none does, docs/alerts.md who is told.
 * A request is accepted or refused whole. Members not in the list above are kept as attributes.
+* ``//`` and what follows it on its line is a comment, outside strings: the documents' first example has some.
 * ``X-Request-Id`` is the trace id of records that bring none of their own.
 * OTLP by content: protobuf when the content type says so, OTLP/JSON when ``resourceLogs`` is a member
   of the top-level object. Any other content type is read as JSON, as ``curl -d`` and beacons label it.
@@ -22,6 +23,9 @@ The documents leave open what follows; we decided:
 
 from __future__ import annotations
 
+import re
+from functools import partial
+
 import msgspec
 
 from gateway import schema
@@ -29,7 +33,7 @@ from gateway._native import EntryPlan, entries, json_member
 from gateway.config import DialectLimits
 from gateway.dialects import otlp
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows, refusal_headers
-from gateway.errors import Invalid, WeirError
+from gateway.errors import Invalid, Malformed, WeirError
 
 _LOGS = schema.OTEL_LOGS
 _RULES = (
@@ -48,6 +52,9 @@ _BESIDE_THE_RULES = frozenset(
 )
 _FEEDS = {column: source for column, source in _LOGS.feeds.items() if source in _BESIDE_THE_RULES}
 PLAN = EntryPlan([(_LOGS.layout, _RULES, _FEEDS)], unknown="LogAttributes")
+
+# A string that does not end goes to the end of the body, so that the rest is not searched from each of its quotes.
+_STRING_OR_COMMENT = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|(?P<comment>//[^\n]*+)', re.DOTALL)
 
 _QUEUED = Reply(202, b'{"success":true,"status":"queued"}', otlp.JSON)
 _OTLP_MEMBERS = (b"resourceLogs", b"resource_logs")
@@ -76,14 +83,24 @@ def decode(request: Request, body: bytes, context: Context, rows: Rows) -> Outco
         if outcome.rejected:
             raise Invalid(outcome.message)
         return outcome
-    decoded = entries(
-        body,
-        PLAN,
-        [rows.columns(_LOGS.name)],
+    as_sent = partial(
+        entries,
+        plan=PLAN,
+        outputs=[rows.columns(_LOGS.name)],
         constants={"project_id": context.project_id, **constants},
         **context.bounds(request.arrival_ns),
     )
-    return Outcome.of(decoded)
+    try:
+        return Outcome.of(as_sent(body))
+    except Malformed:
+        if b"//" not in body:
+            raise
+    return Outcome.of(as_sent(without_comments(body)))
+
+
+def without_comments(body: bytes) -> bytes:
+    """The body with spaces for its ``//`` comments, so that every byte stays where it was."""
+    return _STRING_OR_COMMENT.sub(lambda found: b" " * len(found[0]) if found["comment"] else found[0], body)
 
 
 def otlp_encoding_of(media_type: str, body: bytes) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from gateway import schema
 from gateway._native import Columns
 from gateway.config import CountedLimits, DialectLimits, Ndjson
-from gateway.dialects import ndjson, proliferate, streamlogia
+from gateway.dialects import loguro, ndjson, proliferate, streamlogia
 from gateway.dialects.dialect import Context, Dialect, Outcome, Request
 from gateway.errors import Invalid, Malformed
 
@@ -141,3 +142,25 @@ def test_an_odd_error_event_is_stored_or_refused_and_nothing_else(body: bytes) -
     except (Invalid, Malformed) as error:
         reply = errors.refused(REQUEST, error)
     assert reply.status in (202, 422)
+
+
+@pytest.mark.parametrize(
+    ("body", "read"),
+    [
+        (b'{"a":1} // one', b'{"a":1}       '),
+        (b'{"a": // "b":1,\n2}', b'{"a":          \n2}'),
+        (b'{"a":"// no","b":"\\"// no"} // "', b'{"a":"// no","b":"\\"// no"}     '),
+        (b'{"a":1} / / /', b'{"a":1} / / /'),
+        (b'"no end // no', b'"no end // no'),
+        (b'"no end \\', b'"no end \\'),
+    ],
+)
+def test_a_comment_is_read_as_spaces_and_a_string_as_it_is(body: bytes, read: bytes) -> None:
+    assert loguro.without_comments(body) == read
+
+
+@pytest.mark.parametrize("body", [b'"' * 500_001, b'"' + b'\\"' * 250_000, b"/" * 500_001, b"//\n" * 200_000])
+def test_comments_are_searched_for_once(body: bytes) -> None:
+    before = time.process_time()
+    assert len(loguro.without_comments(body)) == len(body)
+    assert time.process_time() - before < 5.0
