@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+from weakref import WeakSet
 
 from gateway.metrics import Family, together
 from gateway.workers.channel import Ended
@@ -52,6 +53,7 @@ class Place:
         self._life: Life | None = None
         self._leaving: Life | None = None
         self._past: list[Family] = []
+        self._noted: WeakSet[Life] = WeakSet()
         self._slot: int | None = None
         self._delay_s = 0.0
         self._turn = asyncio.Lock()
@@ -181,7 +183,9 @@ class Place:
                 return
 
     def _note_end(self, life: Life) -> None:
-        if life.last is not None:
+        # One that ended by itself while it was to be replaced comes here twice.
+        if life.last is not None and life not in self._noted:
+            self._noted.add(life)
             self._past = together((self._past, life.last.counted))
             if life.last.lost:
                 logger.error("worker %d had accepted %d rows that are lost", self.number, life.last.lost)

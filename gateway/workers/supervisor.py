@@ -144,7 +144,7 @@ class Supervisor(Collector):
         for place in self._places if places is None else places:
             try:
                 left = await place.roll(patience_s)
-            except WorkerFailed as error:
+            except (WorkerFailed, OSError) as error:
                 logger.error("worker %d is not replaced: %s", place.number, error)  # noqa: TRY400 - the text says it all
                 return False
             if left is not None:
@@ -312,7 +312,8 @@ async def _roll_when_asked(
             async with asyncio.timeout(_TAKE_OVER_S if supervisor.owed_slots else None):
                 await asked.wait()
         except TimeoutError:
-            await supervisor.take_over()
+            with suppress(OSError):  # no file may be free at the moment; it is tried again
+                await supervisor.take_over()
             continue
         asked.clear()
         try:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import pytest
 
+from gateway.config import Config
 from gateway.metrics import Counter, Family, Gauge, Table, exposed, together
 from gateway.workers.channel import Ended
 from gateway.workers.lives import Life, WorkerFailed
 from gateway.workers.places import DELAY_MAX_S, Place
+from gateway.workers.supervisor import Supervisor
 
 
 class ScriptedLife:
@@ -47,16 +51,19 @@ class ScriptedLife:
 
 
 class Rig:
-    """A place whose lives begin here. ``failures``: how many begins fail; ``slept``: what it waited before each."""
+    """A place whose lives begin here. ``failures``: how many begins fail; ``slept``: what it waited before each;
+    ``turns``: how many turns of the loop a begin takes."""
 
     def __init__(self) -> None:
         self.now_s, self.failures, self.deaths = 0.0, 0, 0
+        self.turns = 1
         self.lives: list[ScriptedLife] = []
         self.slept: list[float] = []
         self.place = Place(0, self._begin, self._died, clock=lambda: self.now_s, sleep=self._sleep, watch_s=0)
 
     async def _begin(self, number: int, slot: int | None) -> Life:
-        await asyncio.sleep(0)
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
         if self.failures:
             self.failures -= 1
             raise WorkerFailed("the test says so")
@@ -133,6 +140,31 @@ async def test_one_that_is_replaced_keeps_its_slot_until_it_has_ended_and_is_no_
     rig.lives[1].end(0)
     families, _ = await rig.place.families()
     assert families == counted(5), "what it counted is counted on"
+
+
+async def test_one_that_ends_by_itself_while_it_is_replaced_is_counted_once() -> None:
+    rig = Rig()
+    await rig.place.start()
+    rig.turns = 20
+    rolling = asyncio.create_task(rig.place.roll(1))
+    await asyncio.sleep(0)
+    rig.lives[0].end(0, Ended(0, 0, counted(5)))
+    await rolling
+    assert rig.deaths == 1, "it had ended before there was a successor"
+    rig.lives[1].end(0)
+    families, _ = await rig.place.families()
+    assert families == counted(5)
+
+
+async def test_a_supervisor_that_has_no_file_left_goes_on_with_the_workers_it_has(tmp_path: Path) -> None:
+    class Full:
+        number = 0
+
+        async def roll(self, patience_s: float) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    supervisor = Supervisor(Config(data_dir=str(tmp_path)))
+    assert not await supervisor.roll([cast(Place, Full())])
 
 
 async def test_when_a_successor_cannot_start_the_old_one_stays() -> None:
