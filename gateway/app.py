@@ -202,7 +202,13 @@ class App:
         return delivery
 
     async def _start_catalog(self, store: DatasetStore, delivery: Delivery) -> Catalog:
-        catalog = Catalog(store.change, store.all, delivery.add_table, poll_s=self.config.keys.poll_ms / 1000)
+        catalog = Catalog(
+            store.change,
+            store.all,
+            delivery.add_table,
+            poll_s=self.config.keys.poll_ms / 1000,
+            workers=self.config.workers,
+        )
         self._parts.push_async_callback(catalog.stop)
         await catalog.start()
         return catalog

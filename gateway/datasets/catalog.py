@@ -3,6 +3,7 @@
 Everything is read again when the change number in Postgres is another than the one in memory, which
 is looked at every ``poll_s``; whoever changes a dataset here awaits ``refresh``, so that it takes
 effect at once. A dataset made at another gateway is therefore unknown here for ``poll_s`` at most.
+Its sender's next connection may be another worker's: ``seen_by_all`` waits until that one has looked.
 
 When Postgres is away, what is in memory holds. When it never answered since the start, nobody can say
 which datasets there are: records are refused with 503, never with 404.
@@ -29,6 +30,8 @@ NO_SCHEMA = "Dataset schema not found"
 NO_DATASET = "Dataset not found"
 _ID_MAX = 2**31 - 1
 _RETRY_AFTER_S = 2
+_READING_S = 0.25
+"""What it takes to read the datasets, generously."""
 
 
 class Known(Protocol):
@@ -63,7 +66,7 @@ class _Entry:
 class Catalog:
     """``change`` asks for the change number, ``load`` for all datasets; either may raise.
 
-    ``on_table`` is called once with each table, before a record for it is decoded.
+    ``on_table`` is called once with each table, before a record for it is decoded. ``workers`` serve together.
     """
 
     def __init__(
@@ -73,9 +76,11 @@ class Catalog:
         on_table: Callable[[Table], None],
         *,
         poll_s: float,
+        workers: int = 1,
     ) -> None:
         self._change, self._load, self._on_table = change, load, on_table
         self._poll_s = poll_s
+        self._workers = workers
         self._seen: int | None = None
         self._entries: dict[int, _Entry] = {}
         self._defaults: dict[str, int] = {}
@@ -103,6 +108,11 @@ class Catalog:
                 self._take(await self._load())
                 # The number was read first: what changed since is read at the next turn.
                 self._seen = change
+
+    async def seen_by_all(self) -> None:
+        """Returns when each worker has had the time to see what was in the store at the call."""
+        if self._workers > 1:
+            await asyncio.sleep(self._poll_s + _READING_S)
 
     def find(self, project_id: str, dataset_id: str | None) -> Destination:
         """The dataset with this id in a project, or (None) its default one.

@@ -137,6 +137,7 @@ class _Datasets:
                 request.path_values["slug"], _id_or_default(request), declared, make_table
             )
         await self._refresh()
+        await self._catalog.seen_by_all()
         return json_reply(201, {"dataset": _dataset(registered), "schema": _schema(registered)})
 
     async def query(self, request: ApiRequest) -> Reply:

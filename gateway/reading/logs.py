@@ -1,8 +1,8 @@
 """Log queries: filters in, rows of ``otel_logs`` out as Proliferate's API words them, whatever dialect sent them.
 
-A statement is one of sixteen texts, made of ours alone: a page or a count, with or without each of three
-filters. Every value goes beside it as a typed parameter. Each text carries its own bounds: rows, bytes, memory,
-seconds, and that it may only read. What cannot be answered within them is refused, never cut.
+A statement is one of 25 texts, made of ours alone: a page from either end or a count, with or without each of three
+filters, or an error event. Every value goes beside it as a typed parameter. Each text carries its own bounds: rows,
+bytes, memory, seconds, and that it may only read. What cannot be answered within them is refused, never cut.
 
 When ClickHouse is away its client's error goes on to the caller; nothing is retried here.
 """

@@ -160,6 +160,19 @@ def test_a_key_has_its_rate_in_all_workers_together(new_gateway: NewGateway) -> 
     assert min(received["0"], received["1"]) > 61 + refilled - accepted
 
 
+def test_a_schema_that_was_answered_is_known_to_every_worker(new_gateway: NewGateway) -> None:
+    gateway = several(new_gateway, 2)
+    token, key = (
+        {"Authorization": f"Bearer {secret}"} for secret in (gateway.demo["pat"], gateway.demo["keys"]["loguro"])
+    )
+    record = b'{"timestamp":"2026-06-10T10:58:00Z","context":{},"country":"RO"}'
+    gateway.request("/api/datasets/demo", b'{"name":"Orders"}', token)
+    assert gateway.request("/api/datasets/demo/1/schema", b'{"country":"string"}', token)[0] == 201
+    assert {gateway.request("/datasets/1", record, key)[0] for _ in range(20)} == {202}
+    received = by_worker(gateway, "weir_requests_received_total")
+    assert min(received["0"], received["1"]) > 0, "both were asked"
+
+
 def test_a_second_gateway_is_told_that_the_port_is_taken(new_gateway: NewGateway) -> None:
     gateway = several(new_gateway, 2)
     second = new_gateway("second", WEIR__WORKERS="2", WEIR__INGEST__LISTEN=gateway.listen["ingest"][0])
