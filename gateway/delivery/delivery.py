@@ -418,11 +418,11 @@ class Delivery:
     def _left(self) -> dict[str, int]:
         """What a stop leaves: says what waits in the spool, returns what was in memory only."""
         lost: dict[str, int] = {}
-        for flusher in self._flushers:
-            for table, rows in flusher.rows_in_memory_only().items():
-                lost[table] = lost.get(table, 0) + rows
-        for ring in self._rings:
-            for table, rows in ring.open_rows().items():
+        nowhere_else = [self._spool.unwritten()]
+        nowhere_else += [flusher.rows_in_memory_only() for flusher in self._flushers]
+        nowhere_else += [ring.open_rows() for ring in self._rings]
+        for held in nowhere_else:
+            for table, rows in held.items():
                 lost[table] = lost.get(table, 0) + rows
         for table, rows in self.buffered().items():
             if gone := lost.get(table, 0):

@@ -50,6 +50,14 @@ class Disk:
         """The same with all the file's metadata: for a new one."""
         os.fsync(descriptor)
 
+    def sync_path(self, path: Path) -> None:
+        """Return when what others wrote into a file is on the medium: they may have ended before they synced it."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def sync_directory(self, path: Path) -> None:
         """Return when the names in a directory are on the medium."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -94,6 +94,8 @@ class Spool:
         self.recovered = asyncio.Event()
         self.ledger = Ledger()
         self._oldest: float | None = None
+        self._unwritten: dict[int, Block] = {}
+        self._later: dict[int, tuple[asyncio.TimerHandle, Callable[[], None]]] = {}
         self._disk = disk or Disk()
         self._audit_s = audit_s
         self._clock = clock
@@ -165,7 +167,17 @@ class Spool:
 
     async def stop(self) -> None:
         """Write what is lined up, and stop. What is on disk stays for the next opening."""
+        for timer, write in list(self._later.values()):
+            timer.cancel()
+            write()
         await self._writer.stop()
+
+    def unwritten(self) -> dict[str, int]:
+        """Rows per table that are promised to be on disk, could not be written, and are to be written again."""
+        rows: dict[str, int] = {}
+        for block in self._unwritten.values():
+            rows[block.table] = rows.get(block.table, 0) + block.rows
+        return rows
 
     # Writing -------------------------------------------------------------------------------------
 
@@ -200,6 +212,7 @@ class Spool:
     ) -> None:
         def entered(place: Place) -> None:
             self._enter(block, place)
+            self._unwritten.pop(block.frame, None)
             if origin:
                 self.ledger.segments[place.segment].names.update((origin, *self.ledger.ghosts.get(block.frame, ())))
             kept(block)
@@ -220,7 +233,13 @@ class Spool:
 
     def _write_later(self, block: Block, failed: int | None, kept: Callable[[Block], None], origin: int = 0) -> None:
         self.ledger.haunt(block.frame, failed)
-        asyncio.get_running_loop().call_later(AGAIN_S, self._write_again, block, origin or failed or 0, kept)
+
+        def again() -> None:
+            self._later.pop(block.frame)
+            self._write_again(block, origin or failed or 0, kept)
+
+        self._unwritten[block.frame] = block
+        self._later[block.frame] = asyncio.get_running_loop().call_later(AGAIN_S, again), again
 
     async def seal(self, table: str, token: str, blocks: Sequence[Block]) -> None:
         """Return when the batch is sealed on disk. Raises OSError when it could not be."""
@@ -247,7 +266,7 @@ class Spool:
 
     async def recover(self) -> tuple[Backlog, list[Sealed]]:
         """Walk the segments of earlier lives. Returns what they hold, and the batches that were sealed."""
-        walk = await asyncio.to_thread(walk_segments, self._found, self._quarantine)
+        walk = await asyncio.to_thread(walk_segments, self._found, self._quarantine, self._disk.sync_path)
         open_seals = self.ledger.take_over(walk, [name.id for name, _ in self._found], disjoint(walk.seals.values()))
         self._is_suspect = bool(self._quarantine.damaged_bytes or walk.unreadable)
         if walk.oldest_ms is not None:

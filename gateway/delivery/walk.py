@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +22,19 @@ TRIES, PAUSE_S = 5, 0.2
 """What a segment that is not read would say of others is not known, and so they would be inserted again."""
 
 
-def walk_segments(segments: Sequence[tuple[SegmentName, Path]], quarantine: Quarantine) -> Walk:
-    """Walk segments, given oldest first. Those that cannot be read are named in ``unreadable``."""
+def walk_segments(
+    segments: Sequence[tuple[SegmentName, Path]], quarantine: Quarantine, sync: Callable[[Path], None]
+) -> Walk:
+    """Walk segments, given oldest first. Those that cannot be read are named in ``unreadable``.
+
+    Each is synced first: who wrote it may have been killed before, and what is believed here must not be lost
+    with the power later, when it has been acted upon.
+    """
     walk = Walk()
     for name, path in reversed(segments):
         for again in reversed(range(TRIES)):
             try:
+                sync(path)
                 with SegmentReader(path, name) as reader:
                     _walk_one(reader, walk, quarantine)
                 break

@@ -250,6 +250,13 @@ class FakeDisk(Disk):
     def sync_file(self, descriptor: int) -> None:
         self.sync(descriptor)
 
+    def sync_path(self, path: Path) -> None:
+        if self._medium.fails(self._medium.faults.sync / 10):
+            self._medium.not_synced(self._medium.file(path))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if "sync" not in self.ignores:
+            self._medium.synced(self._medium.file(path))
+
     def sync_directory(self, path: Path) -> None:
         self._spend()
         if self._medium.fails(self._medium.faults.sync_directory):

@@ -129,8 +129,10 @@ class Oracle:
 
     def _may_be_lost(self, row: Obligation) -> bool:
         """Whether less was promised than what happened."""
+        if row.level >= Durability.DISK:
+            return False
+        if self.forgetful and row.process.dead:
+            return True
         if row.level == Durability.MEMORY:
             return row.process.killed or row.table in row.process.lost
-        if row.level == Durability.OS:
-            return any(cut >= row.at for cut in self.power_cuts) or (self.forgetful and row.process.killed)
-        return False
+        return any(cut >= row.at for cut in self.power_cuts)
