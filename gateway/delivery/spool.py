@@ -186,7 +186,7 @@ class Spool:
 
         def refused(error: OSError, segment: int | None) -> None:
             is_promised = block.promise.kept or block.promise.reached >= block.durability
-            if is_promised and block.durability > Durability.MEMORY:
+            if is_promised and (segment is not None or block.durability > Durability.MEMORY):
                 # Some of its senders are told already; the others wait a little longer.
                 self._write_later(block, segment, kept)
                 return

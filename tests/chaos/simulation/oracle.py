@@ -63,6 +63,8 @@ class Oracle:
         """Whether tables were changed to take what they refused: then that may be there as well as a dead letter."""
         self.forgetful = False
         """Whether the disk has forgotten something though the power was never cut."""
+        self.silent = False
+        """Whether a process has stopped without waiting for its disk any longer."""
         self.power_cuts: list[float] = []
         self._there: dict[int, int] = {}
         self._identities: dict[tuple[int, int], int] = {}
@@ -132,6 +134,8 @@ class Oracle:
         if row.level >= Durability.DISK:
             return False
         if self.forgetful and row.process.dead:
+            return True
+        if row.level == Durability.MEMORY and self.silent and row.process.dead:
             return True
         if row.level == Durability.MEMORY:
             return row.process.killed or row.table in row.process.lost

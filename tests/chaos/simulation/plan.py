@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -52,7 +52,9 @@ class Plan:
     network: Network
     loses: float
     adoption_cut: float
-    flushes: list[tuple[float, int]] = field(default_factory=list)
+    flushes: list[tuple[float, int]]
+    late: list[Request]
+    """Sent when everything is mended; then the server loses what it has just acknowledged."""
 
 
 def plan(seed: int) -> Plan:
@@ -113,6 +115,7 @@ def plan(seed: int) -> Plan:
         loses=random.choice((0.0, 0.1, 0.5)),
         adoption_cut=some(0.5),
         flushes=[(at, random.randrange(together)) for at in moments(3)],
+        late=_late(random, max((max(numbers) for request in requests for _, numbers in request.rows), default=0) + 1),
     )
 
 
@@ -180,6 +183,24 @@ def _requests(random: Random, trouble_s: float, together: int) -> tuple[list[Req
             )
         )
     return requests, poison
+
+
+def _late(random: Random, first: int) -> list[Request]:
+    many = random.choice((0, 0, 3, 10))
+    return [
+        Request(
+            0.0,
+            0,
+            f"p{index % 4}",
+            (("things", tuple(range(start, start + 6))),),
+            1 + index % 2,
+            "disk",
+            False,
+            1200,
+            "x",
+        )
+        for index, start in enumerate(range(first, first + 6 * many, 6))
+    ]
 
 
 def hash_of(project: str) -> int:

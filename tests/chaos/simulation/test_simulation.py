@@ -32,7 +32,9 @@ PINNED = {
     21: "a read error while sealed batches are taken up",
     56: "a copy that could not be synced is whole after a power cut, and a later SEAL names the original",
     69: "a slot is taken over between a dead letter and its SKIP",
+    46: "a row that was acknowledged as written waits to be written again when the process stops",
     181: "a try by row comes through after the process that sent it was killed",
+    1642: "a SEAL that was never synced is believed after a kill, and lost with the power later",
 }
 """Seeds that found something, and what."""
 
@@ -109,14 +111,14 @@ def test_without_skips_what_was_refused_is_delivered(monkeypatch: pytest.MonkeyP
     assert "is stored" in found()
 
 
-def test_with_dones_that_name_frames_without_their_segment_nothing_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_dones_that_name_frames_without_their_segment_frames_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     settle: Callable[..., None] = Walk.settle
 
     def elsewhere(walk: Walk, by: int, members: Iterable[tuple[int, int]]) -> None:
         settle(walk, by, [(by, frame) for _, frame in members])
 
     monkeypatch.setattr(Walk, "settle", elsewhere)
-    assert "twice" in found()
+    assert found().startswith("broken: ")
 
 
 def without(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
@@ -135,5 +137,5 @@ def found(*, ignores: frozenset[str] = frozenset()) -> str:
         _, error = simulate(seed, ignores=ignores)
         if error is not None:
             print(f"noticed by seed {seed}: {error}")
-            return str(error)
-    return f"nothing in {CONTROL_SEEDS_MAX} seeds"
+            return f"broken: {error}"
+    return f"nothing was noticed in {CONTROL_SEEDS_MAX} seeds"
