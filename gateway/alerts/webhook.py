@@ -37,6 +37,8 @@ AT_ONCE, WAITING_MAX = 4, 1000
 DELIVERED = "delivered"
 _STOP_S = 0.5
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_IPV6_INTERNET = ipaddress.IPv6Network("2000::/3")
+"""All that was ever given out of it. What lies beside it may be a wrapping that a network inside unwraps."""
 _RETRYABLE = frozenset((408, 429))
 
 Outcome = Callable[[str], Awaitable[None]]
@@ -82,6 +84,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         if inner:
             return is_public(str(inner))
+        if found not in _IPV6_INTERNET:
+            return False
     return found.is_global and not found.is_multicast
 
 
