@@ -3,9 +3,9 @@
 Files are real ones, on a RAM disk, and always hold what a living system sees. Beside them stands what a power
 cut may take away: bytes written since the file's last sync, names changed since the directory's.
 
-After a sync that failed the bytes it was for are never synced any more, as on Linux; the system may forget them even
-without a power cut. Names are lost from the last change on backwards, as a journal does it; bytes in
-any order, by sectors.
+After a sync that failed the bytes it was for are never synced any more, as on Linux; the system may forget them
+even without a power cut, and shows what the medium has when the next process looks. Names are lost from the last
+change on backwards, as a journal does it; bytes in any order, by sectors.
 """
 
 from __future__ import annotations
@@ -112,6 +112,13 @@ class Medium:
             file.unsynced = []
         file.doubtful += file.unsynced
         file.unsynced = []
+
+    def drop_cache(self, file: _File) -> None:
+        """What failed syncs were for is read from the medium from now on."""
+        if file.doubtful:
+            self.forgetful = True
+            self._forget(file, file.doubtful, self._random.choice(("lost", "kept", "torn", "short")))
+            file.doubtful = []
 
     def sync_directory(self, directory: Path) -> None:
         self._changes.pop(directory, None)
@@ -254,6 +261,7 @@ class FakeDisk(Disk):
         if self._medium.fails(self._medium.faults.sync / 10):
             self._medium.not_synced(self._medium.file(path))
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._medium.drop_cache(self._medium.file(path))
         if "sync" not in self.ignores:
             self._medium.synced(self._medium.file(path))
 

@@ -33,6 +33,7 @@ class Process(Being):
     dead: bool = False
     ended: float | None = None
     killed: bool = False
+    stopping: float = float("inf")
     lost: set[str] = field(default_factory=set)
 
 
@@ -135,7 +136,7 @@ class Oracle:
             return False
         if self.forgetful and row.process.dead:
             return True
-        if row.level == Durability.MEMORY and self.silent and row.process.dead:
+        if row.level == Durability.MEMORY and row.process.dead and (self.silent or row.at >= row.process.stopping):
             return True
         if row.level == Durability.MEMORY:
             return row.process.killed or row.table in row.process.lost

@@ -328,6 +328,7 @@ class Life:
     async def stop(self, deadline_s: float) -> None:
         """Stop as asked."""
         self._world.note(f"{self.process.name}: is to stop")
+        self.process.stopping = self._world.loop.time()
         assert self.delivery is not None
         stopping = self._world.loop.create_task(self.delivery.stop(deadline_s), context=self.process.context())
         while not stopping.done() and not self.process.dead:  # noqa: ASYNC110 - the dead tell nobody
