@@ -1,0 +1,104 @@
+"""What earlier lives left is understood as it was meant, wherever they were stopped."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from gateway.delivery.quarantine import Quarantine
+from gateway.delivery.segments import Kind, Member, Place, SegmentName, listed
+from gateway.delivery.walk import Walk, walk_segments
+from gateway.delivery.writer import Writer
+from tests.delivery.disks import Recording, failing
+from tests.delivery.rig import until
+from tests.delivery.segment_files import Spec, segment
+
+OLD, NEW, NEWEST = SegmentName(1, 100), SegmentName(2, 200), SegmentName(3, 300)
+
+
+def walked(directory: Path, *segments: tuple[SegmentName, list[Spec]], damaged: Place | None = None) -> Walk:
+    """What a walk over these segments says; ``damaged``: a frame whose last bytes are not as they were."""
+    found = []
+    for name, specs in segments:
+        data, places = segment(specs, name)
+        image = bytearray(data)
+        for place in places:
+            if damaged is not None and (place.segment, place.offset) == (damaged.segment, damaged.offset):
+                image[place.offset + place.bytes - 8] ^= 1
+        path = directory / name.file
+        path.write_bytes(image)
+        found.append((name, path))
+    return walk_segments(found, Quarantine(directory), lambda path: None)
+
+
+def data(number: int, origin: int = 0) -> Spec:
+    return Spec(Kind.DATA, b"a block of 24 bytes.....", number, "things", "p", 3, origin=origin)
+
+
+def seal(*members: Member) -> Spec:
+    return Spec(Kind.SEAL, listed(members, "00c0ffee12345678-1-0-1"), table="things")
+
+
+def members(walk: Walk) -> tuple[Member, ...]:
+    (sealed,) = walk.seals.values()
+    return sealed.members
+
+
+def test_a_batch_sealed_copied_and_sealed_again_in_one_segment_means_the_copy(tmp_path: Path) -> None:
+    walk = walked(
+        tmp_path,
+        (OLD, [data(7)]),
+        (NEW, [seal((OLD.id, 7)), data(7, OLD.id), seal((NEW.id, 7))]),
+    )
+    assert members(walk) == ((NEW.id, 7),)
+    assert walk.frames == {NEW.id: 1}
+
+
+def test_a_seal_that_names_the_original_means_a_copy_that_was_not_known_to_be_kept(tmp_path: Path) -> None:
+    """Its sync had failed, so the batch was sealed with the original; but it is there."""
+    walk = walked(tmp_path, (OLD, [data(7)]), (NEW, [data(7, OLD.id)]), (NEWEST, [seal((OLD.id, 7))]))
+    assert members(walk) == ((NEW.id, 7),)
+    assert walk.frames == {NEW.id: 1}
+
+
+def test_of_two_copies_the_newest_counts(tmp_path: Path) -> None:
+    walk = walked(tmp_path, (OLD, [data(7)]), (NEW, [data(7, OLD.id)]), (NEWEST, [data(7, OLD.id)]))
+    assert walk.frames == {NEWEST.id: 1}
+
+
+def test_a_damaged_copy_takes_the_place_of_nothing(tmp_path: Path) -> None:
+    """The power was cut before it was synced: its head is there and its payload is not."""
+    _, (place,) = segment([data(7, OLD.id)], NEW)
+    walk = walked(tmp_path, (OLD, [data(7)]), (NEW, [data(7, OLD.id)]), damaged=place)
+    assert walk.frames == {OLD.id: 1}
+    assert walk.settled == {NEW.id: {7}}
+
+
+async def test_a_file_that_cannot_be_removed_keeps_those_that_speak_of_it(tmp_path: Path) -> None:
+    """Else it would come back at the next start, and nobody would know that it is done with."""
+    disk = Recording()
+    writer = Writer(
+        tmp_path,
+        slot=0,
+        ordinal=1,
+        segment_id=lambda: 1,
+        segment_bytes=1 << 16,
+        reserve_bytes=1 << 12,
+        tell=lambda what: None,
+        wall=lambda: 0.0,
+        disk=disk,
+    )
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    for path in (first, second, third):
+        path.write_bytes(b"")
+    disk.fails = failing("remove", errno.EIO, times=2)
+    writer.start()
+    writer.remove(first)
+    writer.remove(second)
+    await until(lambda: disk.count("remove") == 2, "both were tried")
+    assert first.exists()
+    assert second.exists()
+    writer.remove(third)
+    await writer.stop()
+    assert [name for what, name in disk.done if what == "remove"] == ["first", "first", "first", "second", "third"]
+    assert not any(path.exists() for path in (first, second, third))
