@@ -48,11 +48,11 @@ class Compaction:
         self._skip = skip
         self._seal = seal
 
-    async def run(self) -> None:
-        """Compact one segment, if there is one worth it."""
+    async def run(self) -> bool:
+        """Compact one segment, if there is one worth it; false when there was none."""
         segment = self._sparse()
         if segment is None:
-            return
+            return False
         unread, segment.unread = segment.unread, {}
         moved: dict[int, int] = {}
         try:
@@ -69,6 +69,7 @@ class Compaction:
                 except OSError as error:
                     # The one before still holds: it means the copies. As long as it is needed its file stays.
                     log.warning("spool: a batch could not be sealed again: %s", error.strerror)
+        return True
 
     def _sparse(self) -> Segment | None:
         ledger = self._ledger

@@ -361,11 +361,12 @@ class Delivery:
             self._tell()
             try:
                 self._spool.sweep(hurry=self._room.is_crowded)
-                await self._spool.compact()
                 self._room.look()
                 for table in list(self._stocks):
                     await self._resume(table)
                     await self._load(table)
+                if await self._spool.compact():
+                    self._wake.set()
             except Exception:  # A fault of ours must not stop the spool.
                 log.exception("the spool stumbled and goes on")
             try:

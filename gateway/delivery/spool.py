@@ -359,10 +359,9 @@ class Spool:
             for segment in self.ledger.removable(self._clock(), 0.0 if hurry else self._audit_s):
                 self._writer.remove(segment.path)
 
-    async def compact(self) -> None:
-        """Give back the disk of one segment in which little is left, if there is one worth it."""
-        if self.recovered.is_set():
-            await self._compaction.run()
+    async def compact(self) -> bool:
+        """Give back the disk of one segment in which little is left; false when there was none worth it."""
+        return self.recovered.is_set() and await self._compaction.run()
 
     # -------------------------------------------------------------------------------------------
 
