@@ -290,7 +290,7 @@ class Writer:
             self._disk.sync_directory(self._directory)
         except OSError:
             self._disk.close(descriptor)
-            self._remove(path)
+            self._gone(path)  # It holds nothing, so it waits for no other.
             raise
         self._ordinal += 1
         self._active = _Active(name, path, descriptor, size)
@@ -345,14 +345,19 @@ class Writer:
     def _remove(self, path: Path) -> None:
         """Remove a file, and those before it that could not be: what is said of a file goes after it, never before."""
         self._removals.append(path)
-        try:
-            while self._removals:
-                self._disk.remove(self._removals[0])
-                self._disk.sync_directory(self._directory)
-                self._removals.popleft()
-        except OSError as error:
-            log.warning("spool: %s could not be removed: %s", self._removals[0].name, error.strerror)
+        while self._removals and self._gone(self._removals[0]):
+            self._removals.popleft()
         self._keep_reserve()
+
+    def _gone(self, path: Path) -> bool:
+        """Remove a file's name, and see that it stays removed; whether that worked."""
+        try:
+            self._disk.remove(path)
+            self._disk.sync_directory(self._directory)
+        except OSError as error:
+            log.warning("spool: %s could not be removed: %s", path.name, error.strerror)
+            return False
+        return True
 
     def _keep_reserve(self) -> bool:
         """See that the reserve is there; without room it is made when some comes back."""
