@@ -16,11 +16,12 @@
     entries.pyx                          a request of entries: array, object, member, lines -> rows
     crc32c.h crc32c.pyx                  the checksum of the spool's frames
     mentions.pyx                         whether a body mentions a text
+    bucket.pyx                           the token bucket
 
 Inner functions are noexcept nogil and return a status; only what Python calls raises.
 """
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport INT64_MAX, SIZE_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -47,6 +48,7 @@ include "entry_rules.pyx"
 include "entries.pyx"
 include "crc32c.pyx"
 include "mentions.pyx"
+include "bucket.pyx"
 
 seed_dictionaries(int.from_bytes(os.urandom(8), "little"))
 number_init()

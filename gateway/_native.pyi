@@ -226,3 +226,13 @@ def mentions(body: Buffer, text: bytes, *, escaped: bool = ...) -> bool:
 
     True may be wrong with ``escaped``, False never is.
     """
+
+def take_tokens(
+    cells: Buffer, place: int, now_ns: int, *, each_ns: float, burst: float, cost: float
+) -> tuple[float, float]:
+    """Take ``cost`` tokens from a bucket; returns the seconds to wait, and how many are left.
+
+    ``cells`` is writable memory of 64-bit integers, the one at ``place`` the moment at which the bucket is
+    full again; it holds ``burst`` tokens, and gets one every ``each_ns``. 0 seconds: they were taken, else
+    nothing was. Processes that share the memory count right: the cell is swapped, not written.
+    """

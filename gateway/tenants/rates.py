@@ -10,8 +10,8 @@ The clients of some dialects never send again what was refused, and their vendor
 
 Buckets are in memory that all workers of a gateway share, so that a key has its rate in sum however its
 connections are spread, and over a worker's end. A bucket is one number: the moment at which it is full
-again. What is not in the future says nothing, so buckets are let go of without being told to. Two
-workers that write the same bucket in the same microsecond count one request too few.
+again, and taking from it is one compiled step that all processes may do at once. What is not in the
+future says nothing, so buckets are let go of without being told to.
 
 Several gateways behind one address have buckets of their own each: divide the setting.
 """
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Set
 from hashlib import blake2b
 
+from gateway._native import take_tokens
 from gateway.errors import RateLimited
 from gateway.tenants.records import KeyRecord, KeyTable
 
@@ -74,16 +75,9 @@ class Buckets:
 
         0 seconds when it was taken, else nothing was. A microsecond or two.
         """
-        now_ns = self._now_ns()
         place = self._place(name, per_minute)
         each_ns = _WINDOW_NS / per_minute
-        empty_ns = max(self._cells[place + 1] - now_ns, 0)
-        wait_ns = empty_ns + (cost - burst) * each_ns
-        if wait_ns > 0:
-            return wait_ns / 1e9, burst - empty_ns / each_ns
-        empty_ns += int(cost * each_ns)  # rounded down: a minute's requests must fit into a minute
-        self._cells[place + 1] = now_ns + empty_ns
-        return 0.0, burst - empty_ns / each_ns
+        return take_tokens(self._cells, place + 1, self._now_ns(), each_ns=each_ns, burst=burst, cost=cost)
 
     def forget(self, names: Iterable[str]) -> None:
         """Lets go of them; they are full from then on."""
