@@ -223,7 +223,8 @@ async def _story(
         # Acknowledge.
         await receipt.wait()
         _count(house.metrics, dialect.name, outcome)
-        learnt.notices.append(("X-Durability", receipt.durability))
+        if outcome.rows:
+            learnt.notices.append(("X-Durability", receipt.durability))
         learnt.notices += house.gate.count(tenant.project_id, outcome.rows)
     return dialect.accepted(request, outcome)
 
