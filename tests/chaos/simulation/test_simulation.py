@@ -13,8 +13,6 @@ import pytest
 from gateway.delivery.audit import Audit
 from gateway.delivery.flusher import Flusher
 from gateway.delivery.ledger import Ledger
-from gateway.delivery.segments import Kind
-from gateway.delivery.spool import Spool
 from gateway.delivery.walk import Walk
 from gateway.schema import Table
 from tests.chaos.simulation.server import Client
@@ -106,11 +104,6 @@ def test_without_the_audit_rows_are_lost(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "lost by the server" in found()
 
 
-def test_without_skips_what_was_refused_is_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
-    without(monkeypatch, Kind.SKIP)
-    assert "is stored" in found()
-
-
 def test_with_dones_that_name_frames_without_their_segment_frames_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     settle: Callable[..., None] = Walk.settle
 
@@ -119,16 +112,6 @@ def test_with_dones_that_name_frames_without_their_segment_frames_come_back(monk
 
     monkeypatch.setattr(Walk, "settle", elsewhere)
     assert found().startswith("broken: ")
-
-
-def without(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
-    say: Callable[..., None] = Spool._say
-
-    def silent(spool: Spool, said: Kind, table: str, members: list[tuple[int, int]]) -> None:
-        if said != kind:
-            say(spool, said, table, members)
-
-    monkeypatch.setattr(Spool, "_say", silent)
 
 
 def found(*, ignores: frozenset[str] = frozenset()) -> str:
