@@ -108,7 +108,9 @@ def test_a_webhook_that_fails_is_shown_as_failed(project: Project, receiver: Rec
     receiver.statuses[:] = [404]
     make(project, receiver, contains="boom")
     send(project, {"level": "info", "message": "Boom!"})
-    until(lambda: alerts_of(project)[0]["last_outcome"] == "answered 404")
+    until(lambda: alerts_of(project)[0]["last_outcome"])
+    assert alerts_of(project)[0]["last_outcome"] == "answered 404"
+    assert len(receiver.got) == 1
 
 
 def test_an_alert_that_is_deleted_or_off_calls_nobody(project: Project, receiver: Receiver) -> None:

@@ -206,6 +206,8 @@ async def test_an_outcome_that_cannot_be_kept_matters_to_nobody(rig: Rig) -> Non
         await rig.until(lambda: rig.metrics.alert_webhooks.total() == 1)
         rig.post(receiver.url)
         await rig.until(lambda: bool(rig.became))
+    assert rig.became == ["delivered"]
+    assert rig.metrics.alert_webhooks.values == {("delivered",): 2}
 
 
 async def test_a_stop_gives_up_what_is_under_way() -> None:

@@ -146,6 +146,14 @@ def test_a_project_of_its_own_has_rows_of_its_own(gateway: GatewayProcess) -> No
     poll(lambda: gateway.post("/batch", b'[{"message":"a"},{"message":"b"}]', key) == 202, within_s=1, what="taken")
     where = f"ProjectId = '{project['id']}'"
     poll(lambda: gateway.count(where) == 2, within_s=10, what="its rows are stored")
+    rows = gateway.query(f"SELECT ProjectId AS project, Body AS text FROM otel_logs WHERE {where} ORDER BY text")
+    assert rows == [{"project": project["id"], "text": text} for text in ("a", "b")]
+    demo = gateway.demo["keys"]["loguro"]
+    assert gateway.post("/batch", b'[{"message":"another project\'s"}]', demo) == 202
+    others = "Body = 'another project\\'s'"
+    poll(lambda: gateway.count(others) == 1, within_s=10, what="the other project's row is stored")
+    assert gateway.count(f"{where} AND {others}") == 0
+    assert gateway.count(where) == 2
 
 
 def test_a_project_keeps_as_much_of_genai_content_as_it_says(gateway: GatewayProcess) -> None:

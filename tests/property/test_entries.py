@@ -81,7 +81,9 @@ def body_of(output: Output, unknown: st.SearchStrategy[bytes] | None = None) -> 
     return strategies.entry_bodies(output.rules, unknown)
 
 
-def same(body: bytes, *outputs: Output, unknown: str = "ignore", nan_literals: bool = False) -> list[Outcome]:
+def assert_as_the_reference(
+    body: bytes, *outputs: Output, unknown: str = "ignore", nan_literals: bool = False
+) -> list[Outcome]:
     found = compiled_entries(body, outputs, unknown=unknown, nan_literals=nan_literals)
     expected = reference_entries(body, outputs, unknown=unknown, nan_literals=nan_literals)
     if expected[0].error == "Malformed" and found[0].error:
@@ -108,12 +110,12 @@ def same(body: bytes, *outputs: Output, unknown: str = "ignore", nan_literals: b
 @example(b'{"message":1,"context":{"a":{"b":{},"c":[]},"a.b":1,"d":null}}', "ignore")
 @example(b'{"message":1,"other":{"a":{"b":2}},"null":null}', "LogAttributes")
 def test_log_entries_become_the_rows_of_the_reference(body: bytes, unknown: str) -> None:
-    same(body, LOGS, unknown=unknown)
+    assert_as_the_reference(body, LOGS, unknown=unknown)
 
 
 @given(body_of(LOGS, STRANGERS))
 def test_members_without_a_rule_are_refused_where_the_plan_says_so(body: bytes) -> None:
-    same(body, LOGS, unknown="reject")
+    assert_as_the_reference(body, LOGS, unknown="reject")
 
 
 @given(body_of(DATASET))
@@ -121,12 +123,12 @@ def test_members_without_a_rule_are_refused_where_the_plan_says_so(body: bytes) 
     b'{"timestamp":1795298400.5,"name":"n","value":1.5,"ok":true,"at":"2026-11-21T22:00:00Z","context":{"a":[1.0]}}'
 )
 def test_a_table_known_only_at_run_time_takes_its_typed_entries(body: bytes) -> None:
-    same(body, DATASET, unknown="reject")
+    assert_as_the_reference(body, DATASET, unknown="reject")
 
 
 @given(body_of(NUMBERS))
 def test_numbers_and_times_keep_their_value_in_every_type(body: bytes) -> None:
-    same(body, NUMBERS)
+    assert_as_the_reference(body, NUMBERS)
 
 
 @pytest.mark.parametrize("type_", INTEGERS)
@@ -134,23 +136,23 @@ def test_numbers_and_times_keep_their_value_in_every_type(body: bytes) -> None:
 def test_an_integer_is_kept_or_refused_by_the_range_of_its_type(type_: str, number: int) -> None:
     output = Output(layout=(("n", type_),), rules=(("n", "int", "n", ""),), feeds={})
     for near in (number, number % (1 << 9) - (1 << 8), number % (1 << 17) - (1 << 16), number % (1 << 33) - (1 << 32)):
-        same(b'{"n":%d}' % near, output)
+        assert_as_the_reference(b'{"n":%d}' % near, output)
 
 
 @given(strategies.mutations(body_of(LOGS, STRANGERS)))
 def test_mutated_entries_are_refused_or_rows_just_as_for_the_reference(body: bytes) -> None:
-    same(body, LOGS)
+    assert_as_the_reference(body, LOGS)
 
 
 @given(strategies.mutations(body_of(DATASET)))
 def test_mutated_typed_entries_are_refused_or_rows_just_as_for_the_reference(body: bytes) -> None:
-    same(body, DATASET, unknown="reject")
+    assert_as_the_reference(body, DATASET, unknown="reject")
 
 
 @given(st.one_of(strategies.moments(), strategies.mutations(strategies.moments())))
 def test_a_moment_is_read_as_the_reference_reads_it(written: bytes) -> None:
     output = Output(layout=(("t", "DateTime64(9)"),), rules=(("t", "timestamp", "t", ""),), feeds={})
-    same(b'{"t":' + written + b"}", output)
+    assert_as_the_reference(b'{"t":' + written + b"}", output)
 
 
 @given(strategies.epoch_seconds)
@@ -160,7 +162,7 @@ def test_epoch_seconds_are_read_exactly(written: bytes) -> None:
         rules=(("t", "time", "t", ""),),
         feeds={"m": "attributes"},
     )
-    same(b'{"t":' + written + b"}", output)
+    assert_as_the_reference(b'{"t":' + written + b"}", output)
 
 
 @given(strategies.json_strings, strategies.json_numbers)
@@ -171,16 +173,16 @@ def test_one_entry_feeds_several_tables(text: bytes, number: bytes) -> None:
         rules=(("number", "number", "n", ""), ("text", "json", "a", "")),
         feeds={"p": "project_id"},
     )
-    same(b'[{"text":' + text + b',"number":' + number + b"}]", first, second)
+    assert_as_the_reference(b'[{"text":' + text + b',"number":' + number + b"}]", first, second)
 
 
 @pytest.mark.parametrize("literal", [b"NaN", b"Infinity", b"-Infinity"])
 def test_nan_literals_are_read_only_where_the_plan_allows_them(literal: bytes) -> None:
     body = b'{"message":%b,"context":{"a":%b,"b":[%b]},"trace":"x"}' % (literal, literal, literal)
-    assert same(body, LOGS) == [Outcome(error="Malformed")]
-    assert not same(body, LOGS, nan_literals=True)[0].error
+    assert assert_as_the_reference(body, LOGS) == [Outcome(error="Malformed")]
+    assert not assert_as_the_reference(body, LOGS, nan_literals=True)[0].error
     numbers = Output(layout=(("n", "Float64"),), rules=(("n", "number", "n", ""),), feeds={})
-    same(b'{"n":%b}' % literal, numbers, nan_literals=True)
+    assert_as_the_reference(b'{"n":%b}' % literal, numbers, nan_literals=True)
 
 
 @pytest.mark.parametrize("depth", [1, 63, 64, 65, 5_000])
@@ -195,7 +197,7 @@ def test_entries_nest_at_most_64_deep(depth: int) -> None:
 
 def test_the_first_128_attributes_of_an_entry_are_kept_over_all_its_members() -> None:
     context = b",".join(b'"k%d":%d' % (index, index) for index in range(130))
-    found = same(b'{"message":"x","user.id":7,"context":{' + context + b"}}", LOGS)
+    found = assert_as_the_reference(b'{"message":"x","user.id":7,"context":{' + context + b"}}", LOGS)
     assert found[0].attributes_cut == 3
 
 
@@ -218,7 +220,7 @@ def test_entries_cut_at_any_offset_are_refused_and_leave_nothing() -> None:
         '[{"timestamp":"2026-11-21T22:00:00.5Z","level":"info","message":"h\\u00e9 \\ud83d\\ude00 é","context":'
         '{"a":[1,2.50,null],"b":{"c":true}},"labels":{"x":"y"}},{"message":"x","timestamp":1795298400.25}]'
     ).encode()
-    assert not same(body, LOGS)[0].error
+    assert not assert_as_the_reference(body, LOGS)[0].error
     plan = _native.EntryPlan([(LOGS.layout, LOGS.rules, LOGS.feeds)])
     columns = _native.Columns(LOGS.layout)
     _native.entries(body, plan, [columns], constants={}, arrival_ns=strategies.ARRIVAL_NS)
@@ -236,7 +238,7 @@ def test_entries_cut_at_any_offset_are_refused_and_leave_nothing() -> None:
 )  # fmt: skip
 def test_what_is_no_time_is_refused(written: str) -> None:
     output = Output(layout=(("t", "DateTime64(9)"),), rules=(("t", "timestamp", "t", ""),), feeds={})
-    assert same(b'{"t":"%s"}' % written.encode(), output) == [Outcome(error="Invalid")]
+    assert assert_as_the_reference(b'{"t":"%s"}' % written.encode(), output) == [Outcome(error="Invalid")]
 
 
 @pytest.mark.parametrize(
@@ -264,11 +266,11 @@ def test_a_moment_in_any_spelling_is_stored_or_clamped_and_kept(written: bytes) 
         rules=(("t", "time", "t", ""), ("m", "attributes", "m", "")),
         feeds={"m": "attributes"},
     )
-    same(b'{"t":' + written + b',"m":{"weir.timestamp":"a lie","b":1}}', output)
+    assert_as_the_reference(b'{"t":' + written + b',"m":{"weir.timestamp":"a lie","b":1}}', output)
 
 
 @pytest.mark.parametrize(
     "members", [b'"a":{"b":1},"a":2', b'"a":2,"a":{"b":1}', b'"a":{"b":1},"\\u0061":{"c":2}', b'"a":1,"b":2,"a":3']
 )
 def test_of_an_unknown_member_that_comes_twice_the_last_one_stays(members: bytes) -> None:
-    assert not same(b'{"message":"x",' + members + b"}", LOGS, unknown="LogAttributes")[0].error
+    assert not assert_as_the_reference(b'{"message":"x",' + members + b"}", LOGS, unknown="LogAttributes")[0].error

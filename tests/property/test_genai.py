@@ -222,7 +222,9 @@ def test_mutated_json_gives_the_events_of_the_reference(body: bytes) -> None:
 @example(("MaxTokens", ("gen_ai.request.max_tokens",)), 2.0**64)
 def test_a_number_is_read_as_the_reference_reads_it(column: tuple[str, tuple[str, ...]], value: AnyValue) -> None:
     keys = (*column[1], *genai.NUMBERS["Temperature"], *genai.SEED, *genai.STREAM)
-    event(event_name=b"gen_ai.choice", attributes=tuple((key.encode(), value) for key in keys))
+    found = event(event_name=b"gen_ai.choice", attributes=tuple((key.encode(), value) for key in keys))
+    assert found is not None
+    assert found["EventName"] == "gen_ai.choice"
 
 
 @given(requests, st.sampled_from((0, 1, 2, 3, 7, 20)), st.booleans())

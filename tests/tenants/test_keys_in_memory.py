@@ -90,8 +90,10 @@ async def test_whoever_waits_for_a_new_key_can_catch_up(store: ControlStore, mak
 async def test_a_renamed_project_is_seen_in_its_keys(store: ControlStore, sql: Any, make_keys: Any, until: Any) -> None:
     _, secret = await new_key(store)
     keys = await make_keys()
+    assert keys.find(secret).project_slug == "demo"
     await sql("UPDATE projects SET slug = 'renamed' WHERE slug = 'demo'")
-    await until(lambda: keys.find(secret).project_slug == "renamed")
+    await until(lambda: keys.find(secret).project_slug != "demo")
+    assert keys.find(secret).project_slug == "renamed"
 
 
 async def test_a_change_that_commits_late_is_not_missed(
@@ -212,14 +214,18 @@ async def test_a_hung_backend_is_left_for_another(store: ControlStore, sql: Any,
 
 
 async def test_a_cut_listen_costs_nothing(store: ControlStore, sql: Any, make_keys: Any, until: Any) -> None:
+    _, known = await new_key(store)
     keys = await make_keys()
     await sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE datname = current_database() AND application_name = 'weir keys'"
     )
     await until(lambda: keys.store_failures == 1)
+    assert answer(keys, known) == "known"
     _, secret = await new_key(store)
     await until(lambda: answer(keys, secret) == "known")
+    assert [answer(keys, each) for each in (known, "garbage")] == ["known", "unknown"]
+    assert keys.store_failures == 1
 
 
 async def test_known_keys_keep_working_for_a_day_and_then_get_503(

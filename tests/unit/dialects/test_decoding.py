@@ -76,13 +76,13 @@ def test_the_reason_why_an_entry_was_dropped_is_plain_text_whatever_was_sent(fie
     for entry in entries:
         logs, errors = proliferate.dialects(CountedLimits())
         outcome = logs.decode(REQUEST, json.dumps({"logs": [entry]}).encode(), CONTEXT, Tables())
-        check_reason(logs, outcome)
+        assert_reason_is_plain(logs, outcome)
         event = {"exception": {"type": field}, "timestamp": field}
         outcome = errors.decode(REQUEST, json.dumps([event, entry]).encode(), CONTEXT, Tables())
-        check_reason(errors, outcome)
+        assert_reason_is_plain(errors, outcome)
 
 
-def check_reason(dialect: Dialect, outcome: Outcome) -> None:
+def assert_reason_is_plain(dialect: Dialect, outcome: Outcome) -> None:
     assert outcome.rejections
     reason = dict(dialect.accepted(REQUEST, outcome).headers)["X-Dropped-Reason"]
     assert reason.isascii()

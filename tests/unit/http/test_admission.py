@@ -23,7 +23,10 @@ def test_a_request_that_does_not_fit_is_refused_and_holds_nothing() -> None:
 def test_what_is_declared_and_not_sent_takes_nothing_from_others() -> None:
     admission = Admission(requests_max=10, bytes_max=100)
     with admission.admit(100), admission.admit(100), admission.admit(100) as ticket:
+        assert (admission.requests, admission.bytes) == (3, 0)
         ticket.hold(100)
+        assert (admission.requests, admission.bytes) == (3, 100)
+    assert (admission.requests, admission.bytes) == (0, 0)
 
 
 def test_strangers_leave_room_for_those_whose_key_is_known() -> None:

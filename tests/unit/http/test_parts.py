@@ -124,8 +124,9 @@ async def test_a_reader_that_goes_away_ends_it() -> None:
     async with serving(source) as ask:
         ask()
         await head_of(ask.reader)
+        assert not source.ended.is_set()
         ask.writer.transport.abort()
-        await asyncio.wait_for(source.ended.wait(), WAIT_S)
+        assert await asyncio.wait_for(source.ended.wait(), WAIT_S)
 
 
 async def test_a_reader_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,4 +135,8 @@ async def test_a_reader_that_does_not_read_is_cut_off(monkeypatch: pytest.Monkey
     async with serving(source) as ask:
         ask.reader._transport.pause_reading()  # type: ignore[attr-defined]
         ask()
-        await asyncio.wait_for(source.ended.wait(), WAIT_S)
+        assert await asyncio.wait_for(source.ended.wait(), WAIT_S)
+        ask.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        await head_of(ask.reader)
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await chunks_of(ask.reader)
