@@ -35,6 +35,7 @@ from gateway.http.alerts import routes as alert_routes
 from gateway.http.api import BODY_BYTES_MAX, Api, ApiRoute
 from gateway.http.datasets import routes as dataset_routes
 from gateway.http.ingest import Ingest
+from gateway.http.listener import LINGER_S
 from gateway.http.server import IngestServer
 from gateway.metrics import Metrics
 from gateway.reading.logs import LogReader
@@ -76,7 +77,7 @@ class App:
         self._parts = AsyncExitStack()
         self._ingest: IngestServer | None = None
         self._delivery: Delivery | None = None
-        self._patient = False
+        self._patient = self._others_go_on = False
         self.lost = self.waiting = 0
         """Rows that were accepted and are not in ClickHouse after ``stop``: nowhere, and in the spool."""
 
@@ -116,15 +117,15 @@ class App:
         await ingest.start()
         self._not_ready = ""
 
-    async def stop(self, *, delay_s: float = 0.0, patient: bool = False) -> None:
+    async def stop(self, *, delay_s: float = 0.0, patient: bool = False, others_go_on: bool = False) -> None:
         """Stops everything that was started.
 
         For ``delay_s`` requests are accepted still. ``patient``: others accept meanwhile, so senders have
-        all the time they would have had.
+        all the time they would have had. ``others_go_on``: somebody will listen on the same sockets.
         """
         was_ready = not self._not_ready
         self._not_ready = "shutting down"
-        self._patient = patient
+        self._patient, self._others_go_on = patient, others_go_on
         if was_ready and self._ingest is not None:
             self._ingest.leave()
             await asyncio.sleep(delay_s)
@@ -137,10 +138,10 @@ class App:
 
     async def _stop_ingest(self, ingest: IngestServer) -> None:
         limits = self.config.limits
+        deadline_s, linger_s = self.config.shutdown.requests_ms_max / 1000, LINGER_S
         if self._patient:
-            await ingest.stop((limits.header_timeout_ms + limits.body_timeout_ms) / 1000, _PATIENT_LINGER_S)
-        else:
-            await ingest.stop(self.config.shutdown.requests_ms_max / 1000)
+            deadline_s, linger_s = (limits.header_timeout_ms + limits.body_timeout_ms) / 1000, _PATIENT_LINGER_S
+        await ingest.stop(deadline_s, linger_s, others_go_on=self._others_go_on)
 
     async def _start_gate(self) -> Gate:
         config, folder, dsn = self.config, self.directory.path, self.config.postgres.dsn

@@ -6,8 +6,20 @@ listen. A socket that is bound and does not listen gets none and keeps the port.
 
 from __future__ import annotations
 
+import ctypes
 import socket
+import struct
+from contextlib import suppress
 from dataclasses import dataclass
+
+_SO_ATTACH_FILTER = 26
+_DROP_SYN = (
+    (0x30, 0, 0, 13),  # load the flags of the TCP header
+    (0x54, 0, 0, 0x12),  # of them SYN and ACK
+    (0x15, 0, 1, 0x02),  # SYN alone?
+    (0x06, 0, 0, 0),  # then nothing of it
+    (0x06, 0, 0, 0xFFFFFFFF),  # else all
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,20 @@ def bind(address: str, processes: int = 1) -> Bound:
             one.close()
         raise OSError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from None
     return Bound(f"{host}:{port}", shares)
+
+
+def deafen(listening: socket.socket) -> None:
+    """Let the kernel begin no new connection here, for all who share the socket; those it has begun come in still.
+
+    A connection that the kernel makes between our last accept and our close is reset, though its sender has it
+    already. Who asks from now on hears nothing, asks again a second later, and is refused then. Without effect
+    where the system has no such filters (they are Linux's, socket(7)).
+    """
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _DROP_SYN))
+    with suppress(OSError):
+        listening.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_DROP_SYN), ctypes.addressof(program))
+        )
 
 
 def _open(family: int, where: tuple[object, ...], *, shared: bool) -> socket.socket:

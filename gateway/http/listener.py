@@ -23,7 +23,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.dialects.dialect import Reply
 from gateway.errors import Disconnected, Malformed, SenderError
 from gateway.http import parts
-from gateway.http.binding import bind
+from gateway.http.binding import bind, deafen
 from gateway.http.body import Incoming
 from gateway.http.parts import PartsReply
 from gateway.http.surprise import without_its_text
@@ -106,13 +106,18 @@ class Listener:
         """From now on every answer closes its connection, so that its sender goes elsewhere; new ones are taken."""
         self._leaving = True
 
-    async def stop(self, deadline_s: float, linger_s: float = LINGER_S) -> None:
+    async def stop(self, deadline_s: float, linger_s: float = LINGER_S, *, others_go_on: bool = False) -> None:
         """No new connections; requests are answered for at most ``deadline_s``; then all is closed.
 
         An idle connection has ``linger_s`` of it for a last request, whose answer says that it was the last.
+        ``others_go_on``: somebody else has the sockets too, and takes who comes.
         """
         ends_s = asyncio.get_running_loop().time() + deadline_s
         self._leaving = self._stopping = True
+        if not others_go_on:
+            for one in self._sockets:
+                deafen(one)
+            await self._turns()  # connections that the kernel had begun are made meanwhile
         waiting = self._accepted() if deadline_s > 0 else []
         for server in self._servers:
             server.close()
@@ -122,8 +127,7 @@ class Listener:
             with suppress(OSError):
                 await asyncio.get_running_loop().connect_accepted_socket(self._connection, one)
         # What the kernel has given us a moment ago is a connection only after some turns of the loop.
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
+        await self._turns()
         await self._until_quiet(min(linger_s, deadline_s))
         for connection in list(self.connections):
             if connection.idle:
@@ -154,6 +158,10 @@ class Listener:
                 for _ in range(_BACKLOG + 1):
                     accepted.append(one.accept()[0])
         return accepted
+
+    async def _turns(self) -> None:
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
 
     async def _until_quiet(self, seconds: float) -> None:
         """Returns when there are no connections and no requests any more, or after so long."""

@@ -43,9 +43,12 @@ class IngestServer:
         """A stop will follow: every answer from now on asks its sender to go elsewhere."""
         self._listener.leave()
 
-    async def stop(self, deadline_s: float, linger_s: float = LINGER_S) -> None:
-        """No new connections; requests are answered, for at most ``deadline_s``; idle connections have ``linger_s``."""
-        await self._listener.stop(deadline_s, linger_s)
+    async def stop(self, deadline_s: float, linger_s: float = LINGER_S, *, others_go_on: bool = False) -> None:
+        """No new connections; requests are answered, for at most ``deadline_s``; idle connections have ``linger_s``.
+
+        ``others_go_on``: another worker has the sockets too, and takes who comes.
+        """
+        await self._listener.stop(deadline_s, linger_s, others_go_on=others_go_on)
 
     def hurry(self, deadline_s: float) -> None:
         """A stop that is under way ends within ``deadline_s``."""

@@ -36,7 +36,7 @@ class Worker:
         sockets = [socket.socket(fileno=descriptor) for descriptor in orders.sockets]
         self._app = App(orders.config, slots=orders.slots, listen=sockets, buckets=orders.buckets)
         self._channel = channel
-        self._delay_s, self._patient = 0.0, False
+        self._delay_s, self._patient, self._others_go_on = 0.0, False, True
         self.asked_to_stop = asyncio.Event()
         self.answers: dict[str, Callable[[], Awaitable[object]]] = {
             "trouble": self._trouble,
@@ -61,7 +61,7 @@ class Worker:
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
-            await self._app.stop(delay_s=self._delay_s, patient=self._patient)
+            await self._app.stop(delay_s=self._delay_s, patient=self._patient, others_go_on=self._others_go_on)
             listening.cancel()
             counted = [family for family in self._app.metrics.families() if family.type != "gauge"]
             with suppress(ConnectionError):  # nobody may be left to be told
@@ -77,6 +77,7 @@ class Worker:
                     if self.asked_to_stop.is_set() and not message.patient:
                         self._app.hurry()
                     self._delay_s, self._patient = message.delay_s, message.patient
+                    self._others_go_on = message.patient  # else the supervisor has closed the sockets, and we are last
                     self.asked_to_stop.set()
                 elif isinstance(message, Ask):
                     value = await self.answers[message.what]()
