@@ -7,7 +7,6 @@ import logging
 import os
 import random
 import signal
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -212,9 +211,17 @@ async def test_random_faults_lose_and_double_nothing(open_rig: OpenRig) -> None:
         for start in range(0, 3000, 30):
             if chance.random() < 0.5:
                 rig.proxy.plan.append(chance.choice(faults))
-            rig.send(range(start, start + 30), project=f"p{chance.randrange(5)}", days=chance.choice([1, 1, 3]))
+            seen = rig.proxy.seen
+            receipt = rig.send(
+                range(start, start + 30), project=f"p{chance.randrange(5)}", days=chance.choice([1, 1, 3])
+            )
             rig.check_counters()
-            await asyncio.sleep(chance.random() * 0.01)
+            # The next request comes with this one open, on disk, or on its way.
+            moment = chance.randrange(3)
+            if moment:
+                await receipt.wait()
+            if moment == 2:
+                await until(lambda seen=seen: rig.proxy.seen > seen, "an insert is tried")  # type: ignore[misc]
         await rig.flush()
         assert await rig.stored() == list(range(3000)), f"seed {seed}"
         assert rig.outcomes()["ambiguous"] > 0
@@ -230,17 +237,14 @@ async def test_an_engine_killed_in_the_middle_of_inserts_ends_with_every_row_onc
             pid = engine.pid
             assert pid is not None
             seen = rig.proxy.seen
-            stop = time.monotonic() + PATIENCE_S
-            while rig.proxy.seen < seen + 12:
-                assert time.monotonic() < stop
-                rig.send(range(number, number + 200), project=f"p{number % 3}", days=5)
-                number += 200
-                await asyncio.sleep(0.003)
+            async with asyncio.timeout(PATIENCE_S):
+                while rig.proxy.seen < seen + 12:
+                    await rig.send(range(number, number + 200), project=f"p{number % 3}", days=5).wait()
+                    number += 200
             os.kill(pid, signal.SIGKILL)
             for _ in range(20):
-                rig.send(range(number, number + 200), days=5)
+                await rig.send(range(number, number + 200), days=5).wait()
                 number += 200
-                await asyncio.sleep(0.001)
             rig.check_counters()
             await rig.flush()
             assert await rig.stored() == list(range(number))

@@ -26,6 +26,7 @@ class ScriptedLife:
         self.slot, self.pid = slot, 1
         self.last: Ended | None = None
         self.hangs = False
+        self.asked = 0
         self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def ended(self) -> int:
@@ -36,6 +37,7 @@ class ScriptedLife:
         self._status.set_result(status)
 
     async def ask(self, *_: object) -> object:
+        self.asked += 1
         if self.hangs:
             raise TimeoutError
         if self._status.done():
@@ -55,15 +57,15 @@ class Rig:
     ``turns``: how many turns of the loop a begin takes."""
 
     def __init__(self) -> None:
-        self.now_s, self.failures, self.deaths = 0.0, 0, 0
+        self.now_s, self.failures, self.deaths, self.begins = 0.0, 0, 0, 0
         self.turns = 1
         self.lives: list[ScriptedLife] = []
         self.slept: list[float] = []
         self.place = Place(0, self._begin, self._died, clock=lambda: self.now_s, sleep=self._sleep, watch_s=0)
 
     async def _begin(self, number: int, slot: int | None) -> Life:
-        for _ in range(self.turns):
-            await asyncio.sleep(0)
+        self.begins += 1
+        await self.pass_turns(self.turns)
         if self.failures:
             self.failures -= 1
             raise WorkerFailed("the test says so")
@@ -76,12 +78,17 @@ class Rig:
     async def _sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.now_s += seconds
-        await asyncio.sleep(0)
+        await self.pass_turns(1)
+
+    async def pass_turns(self, turns: int) -> None:
+        """Turns of the loop: no time has to pass."""
+        for _ in range(turns):
+            await asyncio.sleep(0)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
-            while not condition():  # noqa: ASYNC110 - turns of the loop, not time
-                await asyncio.sleep(0)
+            while not condition():
+                await self.pass_turns(1)
 
 
 def counted(value: float) -> list[Family]:
@@ -122,8 +129,7 @@ async def test_one_that_hangs_is_killed_and_followed(caplog: pytest.LogCaptureFi
     caplog.set_level(logging.CRITICAL)
     rig = Rig()
     await rig.place.start()
-    for _ in range(50):
-        await asyncio.sleep(0)
+    await rig.until(lambda: rig.lives[0].asked > 10)
     assert len(rig.lives) == 1, "one that answers lives on"
     rig.now_s += 60
     rig.lives[-1].hangs = True
@@ -147,7 +153,7 @@ async def test_one_that_ends_by_itself_while_it_is_replaced_is_counted_once() ->
     await rig.place.start()
     rig.turns = 20
     rolling = asyncio.create_task(rig.place.roll(1))
-    await asyncio.sleep(0)
+    await rig.until(lambda: rig.begins == 2)
     rig.lives[0].end(0, Ended(0, 0, counted(5)))
     await rolling
     assert rig.deaths == 1, "it had ended before there was a successor"
@@ -187,8 +193,7 @@ async def test_a_stop_that_comes_between_two_lives_is_the_end() -> None:
     await rig.until(lambda: len(rig.slept) > 3)
     assert await rig.place.stop(delay_s=0, within_s=1) == []
     tried = len(rig.slept)
-    for _ in range(100):
-        await asyncio.sleep(0)
+    await rig.pass_turns(100)
     assert len(rig.slept) == tried
 
 

@@ -7,7 +7,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import pytest
 import uvloop
@@ -484,8 +484,12 @@ async def test_an_address_that_is_taken_is_named_and_the_others_are_given_back()
 
 def test_aiohttps_slow_parser_is_not_served_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_parser, "HttpRequestParser", http_parser.HttpRequestParserPy)
+
+    async def unasked(*_: object) -> NoReturn:
+        raise AssertionError("nobody listens")
+
     with pytest.raises(ImportError, match="C parser"):
-        Listener([], lambda request, body: asyncio.sleep(0), Patience())  # type: ignore[arg-type, return-value]
+        Listener([], unasked, Patience())
 
 
 async def get(address: str, path: str, *headers: str, method: str = "GET") -> tuple[int, dict[str, str], str]:
