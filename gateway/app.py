@@ -189,7 +189,7 @@ class App:
                 stored_ms_max=settings.stored_ms_max,
                 segment_bytes=settings.segment_bytes,
                 reserve_bytes=settings.reserve_bytes,
-                spool_bytes_max=max(settings.segment_bytes, settings.spool_bytes_max // self.config.workers),
+                spool_bytes_max=settings.spool_bytes_max // self.config.workers,
                 spool_free_bytes_min=settings.spool_free_bytes_min,
                 audit_ms=settings.audit_ms,
                 dead_letter_bytes_max=settings.dead_letter_bytes_max,

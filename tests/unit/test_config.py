@@ -122,6 +122,14 @@ def test_a_wrong_variable_is_refused_by_its_name(name: str, value: str, said: st
         ({"WEIR__DELIVERY__BLOCK_AGE_MS": "600"}, "delivery.block_age_ms (600) is more than delivery.batch_age_ms"),
         ({"WEIR__DELIVERY__BATCH_BYTES": "8192"}, "delivery.block_bytes (262144) is more than delivery.batch_bytes"),
         ({"WEIR__DELIVERY__RETRY_FIRST_MS": "9000"}, "delivery.retry_first_ms (9000) is more than"),
+        (
+            {"WEIR__DELIVERY__SPOOL_BYTES_MAX": "2000000"},
+            "delivery.segment_bytes (67108864) is more than a worker's part",
+        ),
+        (
+            {"WEIR__WORKERS": "4", "WEIR__DELIVERY__SEGMENT_BYTES": "3000000000"},
+            "a worker's part of the spool (2684354560",
+        ),
         ({"WEIR__DELIVERY__INSERTS_IN_FLIGHT": "64"}, "delivery.batch_bytes x delivery.inserts_in_flight"),
         ({"WEIR__DELIVERY__SHARDS": "3"}, "limits.column_bytes_max (100663296) is more than one shard holds"),
         (
