@@ -153,6 +153,11 @@ class Rig:
             assert came == went + buffered, table
             assert buffered >= really.get(table, 0), table
 
+    def rows_open(self) -> int:
+        """Rows in columns that are not cut into blocks yet."""
+        shards: Any = self.delivery.buffers()["shards"]
+        return sum(count for shard in shards for count in shard["rows_open"].values())
+
     def held_bytes(self) -> float:
         assert self.metrics.ring_bytes.read is not None
         return sum(self.metrics.ring_bytes.read().values())

@@ -41,7 +41,7 @@ async def test_full_rings_refuse_and_go_on_once_the_server_is_back(open_rig: Ope
             full(rig)
             assert rig.held_bytes() <= 300_000
             rig.check_counters()
-            await asyncio.sleep(0.005)  # let blocks be cut, which makes room
+            await until(lambda: not rig.rows_open(), "all blocks are cut, which makes room")
         assert len(rig.sent) > 1000
         rig.proxy.plan.clear()
         await rig.flush()
