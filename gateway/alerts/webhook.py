@@ -17,6 +17,7 @@ import ipaddress
 import logging
 import random
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
@@ -198,16 +199,46 @@ class _NotPublic(OSError):
 
 
 class _Resolver(AbstractResolver):
-    """Finds the addresses of a name, and of names that are not on the list only public ones."""
+    """Finds the addresses of a name, and of names that are not on the list only public ones.
+
+    In threads of its own, at most AT_ONCE: name servers that answer nothing keep no other look-up of this
+    process waiting, nor its end.
+    """
 
     def __init__(self, hosts: Sequence[str]) -> None:
         self._names = _names(hosts)
-        self._resolver = aiohttp.ThreadedResolver()
+        self._places = threading.BoundedSemaphore(AT_ONCE)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
+        if not self._places.acquire(blocking=False):
+            raise OSError("too many names are being looked up and not found")
+        loop = asyncio.get_running_loop()
+        looking: asyncio.Future[list[ResolveResult]] = loop.create_future()
+
+        def tell(found: list[ResolveResult], error: OSError | None) -> None:
+            if looking.done():  # nobody waits any more
+                return
+            if error is None:
+                looking.set_result(found)
+            else:
+                looking.set_exception(error)
+
+        def look() -> None:
+            found: list[ResolveResult] = []
+            failure = None
+            try:
+                found = _looked_up(host, port, family)
+            except OSError as error:
+                failure = error
+            finally:
+                self._places.release()
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(tell, found, failure)
+
+        threading.Thread(target=look, name="webhook-name", daemon=True).start()
+        found = await looking
         if _plain(host) in self._names:
             return found
         public = [address for address in found if is_public(address["host"])]
@@ -216,7 +247,21 @@ class _Resolver(AbstractResolver):
         return public
 
     async def close(self) -> None:
-        await self._resolver.close()
+        """Look-ups under way end by themselves."""
+
+
+def _looked_up(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+    return [
+        ResolveResult(
+            hostname=host,
+            host=str(where[0]),
+            port=port,
+            family=kind,
+            proto=protocol,
+            flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+        )
+        for kind, _, protocol, _, where in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+    ]
 
 
 def _names(hosts: Sequence[str]) -> frozenset[str]:

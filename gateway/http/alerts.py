@@ -25,8 +25,8 @@ from msgspec import Meta
 
 from gateway.alerts.webhook import URL_CHARS_MAX, NotAllowed, checked
 from gateway.dialects.dialect import Reply
-from gateway.errors import Conflict, GatewayError, Invalid, Malformed, NotFound, WeirError
-from gateway.http.api import ApiRequest, ApiRoute, json_reply
+from gateway.errors import Conflict, GatewayError, Invalid, Malformed, NotFound
+from gateway.http.api import ApiRequest, ApiRoute, in_details, json_reply
 from gateway.http.reads import Projects, project_named
 from gateway.reading.logs import LEVEL_OF, LEVELS
 from gateway.reading.matches import HEARTBEAT
@@ -69,11 +69,7 @@ def routes(store: AlertStore, projects: Projects, hosts: Sequence[str]) -> list[
     ]
 
 
-def error_body(error: WeirError) -> dict[str, Any]:
-    """``{"detail": ...}``: a text, or of a member a list as FastAPI writes it."""
-    if isinstance(error, Invalid) and error.field:
-        return {"detail": [{"type": "value_error", "loc": ["body", error.field], "msg": str(error)}]}
-    return {"detail": str(error)}
+error_body = in_details("body")
 
 
 @dataclass(frozen=True, slots=True)

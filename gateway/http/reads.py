@@ -13,12 +13,12 @@ import logging
 import re
 from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from gateway.delivery.clickhouse import MEMORY_LIMIT, AnswerTooLarge, DeliveryError
 from gateway.dialects.dialect import Reply
-from gateway.errors import GatewayError, Invalid, NotFound, WeirError
-from gateway.http.api import ApiRequest, ApiRoute, json_reply
+from gateway.errors import GatewayError, Invalid, NotFound
+from gateway.http.api import ApiRequest, ApiRoute, in_details, json_reply
 from gateway.reading.logs import (
     LEVEL_OF,
     LEVELS,
@@ -67,11 +67,7 @@ def routes(reader: LogReader, projects: Projects) -> list[ApiRoute]:
     ]
 
 
-def error_body(error: WeirError) -> dict[str, Any]:
-    """``{"detail": ...}``: a text, or of a parameter a list as FastAPI writes it."""
-    if isinstance(error, Invalid) and error.field:
-        return {"detail": [{"type": "value_error", "loc": ["query", error.field], "msg": str(error)}]}
-    return {"detail": str(error)}
+error_body = in_details("query")
 
 
 class _Reads:

@@ -163,12 +163,6 @@ class Supervisor(Collector):
                 await self.roll([place])
                 return
 
-    async def ask(self, what: str, kind: Any) -> dict[int, Any]:
-        """What each worker that is there says to ``what`` (``Worker.answers``), as a ``kind``."""
-        answers = await asyncio.gather(*(place.ask(what, kind) for place in self._places), return_exceptions=True)
-        told = zip(self._places, answers, strict=True)
-        return {place.number: answer for place, answer in told if not isinstance(answer, BaseException)}
-
     def collect(self) -> Iterator[Metric]:
         """The supervisor's own metrics, and those of the workers as they were last gathered."""
         yield from self.metrics.collect()

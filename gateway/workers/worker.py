@@ -42,7 +42,7 @@ class Worker:
             "trouble": self._trouble,
             "metrics": self._metrics,
         }
-        """What a supervisor may ask for. What it adds here it gets from every worker by ``Supervisor.ask``."""
+        """What the supervisor may ask for."""
 
     async def run(self) -> int:
         """Serves until the end; returns the exit code: 0 when nothing that was accepted is lost."""
