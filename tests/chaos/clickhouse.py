@@ -15,13 +15,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
 from tests.chaos.gateway import World
-from tests.chaos.load import STALLED_S, Load, fresh_write_s, settle
+from tests.chaos.load import STALLED_S, settle
 from tests.chaos.oracle import Report
-from tests.chaos.tally import Tally
+from tests.chaos.rounds import Rounds
 from tests.support.proxy import Fault, Proxy
 
 FAULTY = 0.4
@@ -121,7 +122,7 @@ class ProxyThread:
     def __init__(self, port: int, choose: Callable[[bytes], Fault | None]) -> None:
         self._proxy = Proxy(port, choose=choose)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
 
     @property
     def url(self) -> str:
@@ -141,7 +142,7 @@ class ProxyThread:
         self._loop.close()
 
 
-class FaultRounds:
+class FaultRounds(Rounds):
     """Rounds against one ClickHouse through one proxy, by one gateway that is never killed."""
 
     def __init__(
@@ -153,30 +154,20 @@ class FaultRounds:
         pause_ms: float = 2.0,
         kinds: Sequence[str] = tuple(KINDS),
     ) -> None:
-        self.tally = Tally()
         self.misfortune = Misfortune(seed, kinds)
-        self._world = world
-        self._seed = seed
         self._proxy = ProxyThread(world.clickhouse.port, self.misfortune.choose)
-        self._weakened_by = weakened_by
-        self._pause_ms = pause_ms
-
-    def __enter__(self) -> Self:
-        self._proxy.__enter__()
-        self.gateway = self._world.gateway(
-            name=f"clickhouse-{self._seed}{self._weakened_by}",
-            clickhouse=self._proxy.url,
-            weakened_by=self._weakened_by,
+        gateway = world.gateway(
+            name=f"clickhouse-{seed}{weakened_by}",
+            weakened_by=weakened_by,
             settings={"delivery__insert_timeout_ms": str(INSERT_TIMEOUT_MS)},
         )
-        self.gateway.start()
-        return self
+        super().__init__(world, seed, gateway, pause_ms=pause_ms)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.gateway.kill_all()
-        self._proxy.__exit__(kind, error, trace)
+    def _begin(self, stack: ExitStack) -> None:
+        stack.enter_context(self._proxy)
+        super()._begin(stack)
+        self._gateway.environ["WEIR__CLICKHOUSE__URL"] = self._proxy.url
+        self._gateway.start()
 
     def round(self, number: int, *, faults: int = 300, kills: int = 10, stalled_s: float = STALLED_S) -> Report:
         """Load until so many faults and kills have happened, then calm, and what the oracle says."""
@@ -184,8 +175,7 @@ class FaultRounds:
         world, misfortune, what = self._world, self.misfortune, f"seed {self._seed} round {number}"
         goal = misfortune.counts.total() + faults
         before = misfortune.counts.copy()
-        run = f"clickhouse-{self._weakened_by}-{self._seed}-{number}"
-        with Load(world, self.gateway, run, pause_ms=self._pause_ms) as load:
+        with self._load(number) as load:
             misfortune.calm = False
             for kill in range(kills):
                 self._wait_for(goal - faults + faults * kill // kills)
@@ -197,11 +187,10 @@ class FaultRounds:
                 self.tally.kills["clickhouse"] += 1
             self._wait_for(goal)
             misfortune.calm = True
-            report = settle(world, self.gateway, load, stalled_s=stalled_s)
+            report = settle(world, self._gateway, load, stalled_s=stalled_s)
         self.tally.faults.update(misfortune.counts - before)
         self.tally.cycles = self.tally.faults.total()
-        self.tally.add(report, what)
-        self.tally.fresh_s.append(fresh_write_s(world, self.gateway, PARKED_S))
+        self._count(report, what, fresh_within_s=PARKED_S)
         return report
 
     def _wait_for(self, faults: int) -> None:

@@ -12,10 +12,16 @@ from tests.chaos.gateway import World
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """ClickHouse and Postgres for the folder; each test has gateways of its own."""
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with World(tmp_path_factory.mktemp("chaos")) as started:
         yield started
+
+
+@pytest.fixture
+def world(engines: World) -> Iterator[World]:
+    """ClickHouse and Postgres for the folder, up before each test; it has gateways of its own."""
+    yield engines
+    engines.clickhouse.become("up")
 
 
 @pytest.fixture

@@ -10,15 +10,13 @@ import random
 import shutil
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
-from types import TracebackType
-from typing import Self
 
 from tests.chaos.gateway import World, poll
-from tests.chaos.load import STALLED_S, Load, fresh_write_s, settle
+from tests.chaos.load import STALLED_S, settle
 from tests.chaos.oracle import Report
-from tests.chaos.tally import Tally
+from tests.chaos.rounds import Rounds
 
 WRITE = "pwritev,pwritev2"
 """Which of them it is is the C library's choice."""
@@ -52,29 +50,20 @@ def may_trace() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-class CrashRounds:
+class CrashRounds(Rounds):
     """Rounds on one data directory."""
 
     def __init__(self, world: World, seed: str, *, pause_ms: float = 2.0, weakened_by: str = "") -> None:
-        self.tally = Tally()
-        self._world = world
-        self._seed = seed
-        self._pause_ms = pause_ms
-        self._gateway = world.gateway(
-            name=f"crash-{seed}{weakened_by}".replace(" ", "-"), weakened_by=weakened_by, settings=SEGMENTS
-        )
+        name = f"crash-{seed}{weakened_by}".replace(" ", "-")
+        gateway = world.gateway(name=name, weakened_by=weakened_by, settings=SEGMENTS)
+        super().__init__(world, seed, gateway, pause_ms=pause_ms)
+        self._trace = world.directory / f"{name}.trace"
 
-    def __enter__(self) -> Self:
+    def _begin(self, stack: ExitStack) -> None:
+        super()._begin(stack)
         self._world.clickhouse.become("up")
         self._gateway.start()  # once in order, so that what makes a directory is not all that is ever tested
         self._gateway.kill_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._gateway.kill_all()
-        self._world.clickhouse.become("up")
 
     def round(
         self,
@@ -92,16 +81,15 @@ class CrashRounds:
         world, gateway, tally = self._world, self._gateway, self.tally
         world.clickhouse.become(state or choose.choice(("up", "up", "down")))
         call = injection.partition(":")[0]
-        gateway.wrapper = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", f"trace={call}",
+        gateway.wrapper = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(self._trace), "-e", f"trace={call}",
                            "-e", f"inject={injection}")  # fmt: skip
         tally.faults[injection.partition(":when")[0]] += 1
         tally.cycles += 1
-        with Load(
-            world, gateway, f"{gateway.data_dir.name}-{number}".replace(" ", "-"), pause_ms=self._pause_ms
-        ) as load:
+        with self._load(number) as load:
             gateway.launch()
             with suppress(TimeoutError):
                 poll(lambda: gateway.ended is not None, storm_s, "the gateway ended")
+            tally.struck += gateway.ended is not None or b"(INJECTED)" in self._trace.read_bytes()
             gateway.kill_all()
             gateway.wrapper = ()
             began = time.monotonic()
@@ -109,8 +97,7 @@ class CrashRounds:
             tally.ready_s.setdefault(world.clickhouse.state, []).append(time.monotonic() - began)
             load.wait_for(10)
             report = settle(world, gateway, load, stalled_s=stalled_s)
-        tally.add(report, what)
-        tally.fresh_s.append(fresh_write_s(world, gateway))
+        self._count(report, what)
         gateway.kill_all()
         return report
 

@@ -15,16 +15,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tests.chaos.gateway import World, poll
-from tests.chaos.load import STALLED_S, Load, fresh_write_s, settle
+from tests.chaos.load import STALLED_S, Load, settle
 from tests.chaos.oracle import Report
-from tests.chaos.tally import Tally
+from tests.chaos.rounds import Rounds
 
 DISK_BYTES = 48 << 20
 SPOOL = {
@@ -57,39 +55,30 @@ def _unmounted(path: Path) -> bool:
     return subprocess.run(["umount", str(path)], capture_output=True, check=False).returncode == 0
 
 
-class FullDiskRounds:
+class FullDiskRounds(Rounds):
     """Rounds on one small disk."""
 
     def __init__(self, world: World, seed: str, *, pause_ms: float = 2.0, weakened_by: str = "") -> None:
-        self.tally = Tally()
-        self._world = world
-        self._seed = seed
-        self._pause_ms = pause_ms
         self._disk = world.directory / f"disk-{seed}-{bool(weakened_by)}"
         self._ballast = self._disk / "ballast"
-        self._gateway = world.gateway(weakened_by=weakened_by, data_dir=self._disk / "gateway", settings=SPOOL)
-        self._gateway.log_path = world.directory / f"{self._disk.name}.log"
+        gateway = world.gateway(weakened_by=weakened_by, data_dir=self._disk / self._disk.name, settings=SPOOL)
+        gateway.log_path = world.directory / f"{self._disk.name}.log"
+        super().__init__(world, seed, gateway, pause_ms=pause_ms)
 
-    def __enter__(self) -> Self:
+    def _begin(self, stack: ExitStack) -> None:
         self._disk.mkdir()
         if not _mounted("-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(self._disk)):
             raise AssertionError("a tmpfs could not be mounted; ask may_mount() first")
+        stack.callback(poll, lambda: _unmounted(self._disk), 10.0, "the small disk is unmounted")
+        super()._begin(stack)
         self._gateway.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._gateway.kill_all()
-        self._world.clickhouse.become("up")
-        poll(lambda: _unmounted(self._disk), 10.0, "the small disk is unmounted")
 
     def round(self, number: int, *, kill: bool | None = None, stalled_s: float = STALLED_S) -> Report:
         """One filling of the disk. ``kill``: whether the gateway is killed when it is full; None: now and then."""
         choose = random.Random(f"{self._seed}/{number}")
         what = f"seed {self._seed} round {number}"
         world, gateway, tally = self._world, self._gateway, self.tally
-        with Load(world, gateway, f"{self._disk.name}-{number}", pause_ms=self._pause_ms) as load:
+        with self._load(number) as load:
             world.clickhouse.become(choose.choice(("down", "down", "up")))
             load.wait_for(choose.randrange(1, 300))
             self._fill(choose)
@@ -115,8 +104,7 @@ class FullDiskRounds:
                 tally.finding(str(error))
             tally.recovery_s.append(time.monotonic() - began)
             report = settle(world, gateway, load, stalled_s=stalled_s)
-        tally.add(report, what)
-        tally.fresh_s.append(fresh_write_s(world, gateway))
+        self._count(report, what)
         return report
 
     def _start(self, what: str) -> float:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -27,6 +28,7 @@ from gateway import schema
 from gateway.delivery.clickhouse import ClickHouse
 from gateway.tenants.postgres import ControlStore
 from tests.chaos.records import DIALECTS
+from tests.support.leash import leashed
 
 ROOT = Path(__file__).resolve().parents[2]
 WEAKENED_BY = Path(__file__).parent / "weakened_by"
@@ -86,10 +88,11 @@ class Engine:
             )  # fmt: skip
 
     def wait_until_it_serves(self) -> None:
-        """Return when it has said its port."""
+        """Return when it has said its port, which is one short line."""
         assert self._process is not None
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        readable, _, _ = select.select([self._process.stdout], [], [], ENGINE_START_S)
+        line = self._process.stdout.readline() if readable else b""
         if not line or json.loads(line)["port"] != self.port:
             raise AssertionError(f"it did not start; its log is {self._directory / 'log'}")
 
@@ -153,7 +156,7 @@ class Database(Engine):
 class Gateway:
     """``weir serve``. ``environ`` names settings, ``weakened_by`` a protection that is off (``weakened_by/``).
 
-    ``wrapper`` goes before the command.
+    ``wrapper`` goes before the command. A context manager, at whose end nothing of it runs any more.
     """
 
     def __init__(
@@ -181,6 +184,18 @@ class Gateway:
             self.environ["WEAKENED_BY"] = weakened_by
         self.wrapper = wrapper
         self._process: subprocess.Popen[bytes] | None = None
+        self._orphans: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill_all()
+        for orphan in self.orphans():
+            with suppress(ProcessLookupError):
+                os.kill(orphan, signal.SIGKILL)
 
     @property
     def pid(self) -> int:
@@ -193,10 +208,13 @@ class Gateway:
         return None if self._process is None else self._process.poll()
 
     def launch(self) -> None:
+        command = [sys.executable, "-m", "gateway", "serve"]
+        if self.wrapper:  # killed itself, it lets go of what it runs
+            command = [*self.wrapper, *leashed(*command, parent=0)]
         log: IO[bytes]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self.wrapper, sys.executable, "-m", "gateway", "serve"],
+                leashed(*command),
                 env=self.environ, stdout=log, stderr=log, cwd=ROOT, start_new_session=True,
             )  # fmt: skip
 
@@ -238,21 +256,26 @@ class Gateway:
         """SIGKILL to the gateway and all it has started, at once."""
         if self._process is None:
             return
-        below = descendants(self._process.pid)
-        self._process.kill()
+        process, self._process = self._process, None
+        below = descendants(process.pid)
+        process.kill()
         for pid in below:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._process.wait()
+        process.wait()
         poll(lambda: all(map(is_zombie, below)), 10.0, "what was killed is dead")
 
-    def kill_parent(self) -> list[int]:
-        """SIGKILL to the first process alone; its orphans, who have to notice."""
-        orphans = descendants(self.pid)
+    def kill_parent(self) -> None:
+        """SIGKILL to the first process alone; its ``orphans`` have to notice."""
+        self._orphans = self.orphans() + descendants(self.pid)
         assert self._process is not None
         self._process.kill()
         self._process.wait()
-        return orphans
+        self._process = None
+
+    def orphans(self) -> list[int]:
+        """Those whose parent was killed alone and that have not ended yet."""
+        return [pid for pid in self._orphans if not is_zombie(pid)]
 
     def stop(self) -> int:
         """SIGTERM; its exit code."""
@@ -276,26 +299,29 @@ class World:
         self.rows_before: dict[str, int] = {}
         """Table -> rows, as of the last check."""
         self.dsn = ""
+        self._left = ExitStack()
 
     def __enter__(self) -> Self:
         directory = self.directory
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o755)  # Postgres may run as another user and has to get to its own
-        self.postgres.launch()
-        self.clickhouse.launch()
-        self.postgres.wait_until_it_serves()
-        self.clickhouse.wait_until_it_serves()
-        self.clickhouse.state = "up"
-        password = (directory / "postgres" / "password").read_text().strip()
-        self.dsn = f"postgresql://weir:{password}@127.0.0.1:{self.postgres.port}/postgres"
-        self.keys_path.write_text(json.dumps(asyncio.run(self._prepare())))
+        with ExitStack() as stack:
+            for engine in (self.postgres, self.clickhouse):
+                stack.callback(engine.stop)
+                engine.launch()
+            self.postgres.wait_until_it_serves()
+            self.clickhouse.wait_until_it_serves()
+            self.clickhouse.state = "up"
+            password = (directory / "postgres" / "password").read_text().strip()
+            self.dsn = f"postgresql://weir:{password}@127.0.0.1:{self.postgres.port}/postgres"
+            self.keys_path.write_text(json.dumps(asyncio.run(self._prepare())))
+            self._left = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.clickhouse.stop()
-        self.postgres.stop()
+        self._left.close()
 
     async def _prepare(self) -> dict[str, str]:
         clickhouse = ClickHouse(self.clickhouse.url)
@@ -315,14 +341,13 @@ class World:
         self,
         *,
         name: str = "gateway",
-        clickhouse: str = "",
         weakened_by: str = "",
         wrapper: Sequence[str] = (),
         data_dir: Path | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> Gateway:
         """One that uses these engines. ``settings`` are in small letters: ``{"delivery__durability": "memory"}``."""
-        environ = {"WEIR__CLICKHOUSE__URL": clickhouse or self.clickhouse.url, "WEIR__POSTGRES__DSN": self.dsn}
+        environ = {"WEIR__CLICKHOUSE__URL": self.clickhouse.url, "WEIR__POSTGRES__DSN": self.dsn}
         environ |= {f"WEIR__{name.upper()}": value for name, value in (settings or {}).items()}
         return Gateway(data_dir or self.directory / name, environ, weakened_by=weakened_by, wrapper=wrapper)
 

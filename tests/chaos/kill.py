@@ -13,14 +13,12 @@ import random
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import suppress
-from types import TracebackType
-from typing import Self
+from contextlib import ExitStack, suppress
 
-from tests.chaos.gateway import World, is_zombie, poll
-from tests.chaos.load import Load, fresh_write_s, settle
+from tests.chaos.gateway import World, poll
+from tests.chaos.load import Load, settle
 from tests.chaos.oracle import Report
-from tests.chaos.tally import Tally
+from tests.chaos.rounds import Rounds
 
 CYCLES_A_ROUND = 5
 STATES = ("up", "up", "stopped", "down", "backlog")
@@ -30,44 +28,32 @@ PATIENCE_S = 5.0
 """For a start. The bar is two seconds on a machine that does nothing else."""
 
 
-class KillRounds:
-    """Rounds in one world, one gateway directory; ``seed`` decides everything but the clock's part."""
+class KillRounds(Rounds):
+    """Rounds in one world, one gateway directory."""
 
     def __init__(
         self, world: World, seed: str, *, pause_ms: float = 2.0, settings: Mapping[str, str] | None = None
     ) -> None:
-        self.tally = Tally()
-        self._world = world
-        self._seed = seed
-        self._gateway = world.gateway(name=f"kill-{seed}", settings=settings)
-        self._pause_ms = pause_ms
-        self._orphans: list[int] = []
+        super().__init__(world, seed, world.gateway(name=f"kill-{seed}", settings=settings), pause_ms=pause_ms)
 
-    def __enter__(self) -> Self:
+    def _begin(self, stack: ExitStack) -> None:
+        super()._begin(stack)
         self._world.clickhouse.become("up")
         self._gateway.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._gateway.kill_all()
-        self._world.clickhouse.become("up")
 
     def round(self, number: int, cycles: int = CYCLES_A_ROUND) -> Report:
         """One round; its report, which is in the tally too."""
         choose = random.Random(f"{self._seed}/{number}")
         gateway, what = self._gateway, f"seed {self._seed} round {number}"
-        with Load(self._world, gateway, f"kill-{self._seed}-{number}", pause_ms=self._pause_ms) as load:
+        with self._load(number) as load:
             for cycle in range(cycles):
                 self._cycle(choose, load, f"{what} cycle {cycle}")
             report = settle(self._world, gateway, load)
         try:
-            poll(lambda: all(map(is_zombie, self._orphans)), ORPHANS_S, "workers without a parent are gone")
+            poll(lambda: not gateway.orphans(), ORPHANS_S, "workers without a parent are gone")
         except TimeoutError as error:
             self.tally.finding(f"{what}: {error}")
-        self.tally.add(report, what)
-        self.tally.fresh_s.append(fresh_write_s(self._world, gateway))
+        self._count(report, what)
         return report
 
     def _cycle(self, choose: random.Random, load: Load, what: str) -> None:
@@ -115,7 +101,7 @@ class KillRounds:
             gateway.kill_all()
         elif whom == "parent":
             # They store what they can and go, while the next gateway is there already.
-            self._orphans += gateway.kill_parent()
+            gateway.kill_parent()
         else:
             before = gateway.workers()
             victim = choose.choice(before)

@@ -17,10 +17,12 @@ from tests.chaos import oracle
 from tests.chaos.gateway import ROOT, Gateway, World, poll
 from tests.chaos.oracle import Ledger, Report
 from tests.chaos.records import DAY_S, DAYS
+from tests.support.leash import leashed
 
 DRAIN_S = 120.0
 STALLED_S = 40.0
-FRESH_S = 2.0
+FRESH_MAX_S = 20.0
+LAST_REQUESTS_S = 60.0
 TAIL_POLL_S = 0.1
 
 
@@ -48,7 +50,7 @@ class Load:
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "tests.chaos.oracle", "send", "--ledger", str(self.ledger_dir)),
+                *leashed(sys.executable, "-m", "tests.chaos.oracle", "send", "--ledger", str(self.ledger_dir)),
                 *("--run", self.run, "--ingest", self._gateway.ingest, "--keys", str(self._world.keys_path)),
                 *("--base-s", str(self.base_s), *self._arguments),
             ],
@@ -74,11 +76,18 @@ class Load:
         poll(lambda: self.acked() >= goal, within_s, f"{records} more records are acked; {self._gateway.said()}")
 
     def stop(self) -> None:
-        """Let requests in flight end, and no more come."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            self._process.wait(60)
-            self._process = None
+        """Let requests in flight end, and no more come. Raises AssertionError when a sender failed by itself."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(LAST_REQUESTS_S)
+        finally:
+            process.kill()
+            process.wait()
+        if code:
+            raise AssertionError(f"the oracle's senders ended with {code}")
 
     def check(self) -> Report:
         """Hold ClickHouse to the ledger."""
@@ -99,7 +108,7 @@ def settle(world: World, gateway: Gateway, load: Load, *, stalled_s: float = STA
     """The storm is over: ClickHouse is up, nobody sends. Wait until all is drained, then ask.
 
     What is acked counts as missing only when none of it has come for ``stalled_s``. What was not acked
-    may come late, so the gateway has to say as well that it holds nothing.
+    may come late, so the gateway has to say as well that it holds nothing; what it says is in the report.
     """
     world.clickhouse.become("up")
     load.stop()
@@ -110,12 +119,14 @@ def settle(world: World, gateway: Gateway, load: Load, *, stalled_s: float = STA
         missing = load.missing()
         if missing < least:
             least, since = missing, time.monotonic()
-    while time.monotonic() < min(deadline, since + stalled_s) and gateway.metric("weir_rows_buffered") != 0:
+    while (held := gateway.metric("weir_rows_buffered")) != 0 and time.monotonic() < min(deadline, since + stalled_s):
         time.sleep(TAIL_POLL_S)
-    return load.check()
+    report = load.check()
+    report.held = held
+    return report
 
 
-def fresh_write_s(world: World, gateway: Gateway, within_s: float = 10 * FRESH_S) -> float:
+def fresh_write_s(world: World, gateway: Gateway, within_s: float = FRESH_MAX_S) -> float:
     """The seconds from posting one more record to finding it in ClickHouse. Raises TimeoutError."""
     mark = f"fresh-{time.monotonic_ns()}"
     key = json.loads(world.keys_path.read_text())["loguro"]

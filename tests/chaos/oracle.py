@@ -25,6 +25,7 @@ import http.client
 import json
 import random
 import signal
+import sys
 import threading
 import time
 import urllib.parse
@@ -39,6 +40,8 @@ from tests.chaos.records import DIALECTS, LINES, Record, record, sums
 
 ANSWER_S = 30.0
 SAMPLES = 20
+POLITE = (429, 503)
+"""Refusals that say when to come back."""
 BATCHES = (1, 1, 2, 5, 10, 20, 50)
 
 
@@ -56,6 +59,8 @@ class Report:
     corrupt: int = 0
     clashing: int = 0
     """Rows whose frame and number another row has too; since the check before."""
+    held: float = 0.0
+    """Rows the gateway says it still holds though all is over; NaN when it does not say."""
     odd_answers: dict[str, int] = field(default_factory=dict)
     """Answers that are neither 2xx nor a polite refusal, by status."""
     samples: dict[str, list[str]] = field(default_factory=dict)
@@ -64,13 +69,13 @@ class Report:
     def clean(self) -> bool:
         """Whether every promise was kept."""
         faults = self.missing + self.duplicate + self.invented + self.corrupt + self.clashing
-        return not faults and not self.odd_answers
+        return not faults and self.held == 0 and not self.odd_answers
 
     def __str__(self) -> str:
         faults = f"missing {self.missing}, duplicate {self.duplicate}, invented {self.invented}, corrupt {self.corrupt}"
         return (
             f"run {self.run}: posted {self.posted}, acked {self.acked}, rows {self.rows}: {faults}, clashing"
-            f" {self.clashing}, odd answers {self.odd_answers}; {self.samples}"
+            f" {self.clashing}, still held {self.held}, odd answers {self.odd_answers}; {self.samples}"
         )
 
 
@@ -89,9 +94,19 @@ class Sender(threading.Thread):
         self._rude = number % 4 == 3
         self._stop_asked = stop
         self._next = 0
+        self.failed = False
         self._ledger = (given.ledger / f"{self._prefix}.log").open("w", encoding="ascii")
 
     def run(self) -> None:
+        try:
+            self._send()
+        except BaseException:
+            self.failed = True
+            raise
+        finally:
+            self._ledger.close()
+
+    def _send(self) -> None:
         connection = http.client.HTTPConnection(self._address, timeout=ANSWER_S)
         while not self._stop_asked.is_set():
             if connection.sock is None:
@@ -108,7 +123,6 @@ class Sender(threading.Thread):
                 connection.close()
             self._stop_asked.wait(self._pause_s)
         connection.close()
-        self._ledger.close()
 
     def _post(self, connection: http.client.HTTPConnection) -> bool:
         """One batch; whether the connection goes on."""
@@ -129,7 +143,8 @@ class Sender(threading.Thread):
         if answer.status in (200, 202) and b"rejected" not in said:
             self._note(f"acked {first} {_sum(records)}")
         else:
-            self._note(f"answer {first} {answer.status}")
+            polite = answer.status not in POLITE or "Retry-After" in answer.headers
+            self._note(f"answer {first} {answer.status}{'' if polite else '-without-Retry-After'}")
             self._stop_asked.wait(0.02)
         return not answer.will_close
 
@@ -266,7 +281,7 @@ def _promises(
                 raise AssertionError(f"the oracle does not know its own records again: {path.name} {place[1]}")
             for table, ids in sums(batch).items():
                 obliged.setdefault(table, set()).update(ids)
-        elif words[2] not in ("503", "429"):
+        elif words[2] not in map(str, POLITE):
             report.odd_answers[words[2]] = report.odd_answers.get(words[2], 0) + 1
     return posted, obliged
 
@@ -287,8 +302,8 @@ def _sum(records: Sequence[Record]) -> str:
     return digest.hexdigest()
 
 
-def send(given: argparse.Namespace) -> None:
-    """Post until SIGTERM."""
+def send(given: argparse.Namespace) -> int:
+    """Post until SIGTERM; the exit code, 1 when a sender failed by itself."""
     keys = json.loads(given.keys.read_text())
     given.ledger.mkdir(parents=True, exist_ok=True)
     stop = threading.Event()
@@ -298,15 +313,16 @@ def send(given: argparse.Namespace) -> None:
     for sender in senders:
         sender.start()
     deadline = time.monotonic() + given.seconds_max  # should whoever started us die, we do not go on for ever
-    while not stop.is_set() and time.monotonic() < deadline:
+    while not stop.is_set() and time.monotonic() < deadline and not any(sender.failed for sender in senders):
         with suppress(InterruptedError):
             stop.wait(0.2)
     stop.set()
     for sender in senders:
         sender.join()
+    return int(any(sender.failed for sender in senders))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["send"])
     parser.add_argument("--ledger", type=Path, required=True)
@@ -317,8 +333,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--connections", type=int, default=6)
     parser.add_argument("--pause-ms", type=float, default=2.0)
     parser.add_argument("--seconds-max", type=float, default=600.0)
-    send(parser.parse_args(arguments))
+    return send(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

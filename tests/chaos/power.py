@@ -21,18 +21,16 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tests.chaos.gateway import World
-from tests.chaos.load import STALLED_S, Load, fresh_write_s, settle
+from tests.chaos.load import STALLED_S, settle
 from tests.chaos.oracle import Report
-from tests.chaos.tally import Tally
+from tests.chaos.rounds import Rounds
 
 SOURCE = Path(__file__).with_name("power.c")
 SECTOR_BYTES = 512
@@ -244,29 +242,20 @@ def torn(file: File, mode: str, choose: random.Random) -> bytearray:
 MODES = ("nothing", "names", "prefix", "subset", "sectors", "garbage")
 
 
-class PowerRounds:
+class PowerRounds(Rounds):
     """Rounds on one data directory, now and then on a new one."""
 
     def __init__(self, world: World, seed: str, *, pause_ms: float = 2.0, unsynced: bool = False) -> None:
-        self.tally = Tally()
-        self._world = world
-        self._seed = seed
-        self._pause_ms = pause_ms
+        name = f"power-{seed}-{unsynced}"
+        super().__init__(world, seed, world.gateway(name=name, settings=SETTINGS), pause_ms=pause_ms)
         self._unsynced = unsynced
         self._library = world.directory / "power.so"
-        self._logs = world.directory / f"power-logs-{seed}{unsynced}"
-        self._gateway = world.gateway(name=f"power-{seed}{unsynced}", settings=SETTINGS)
+        self._logs = world.directory / f"{name}.logs"
 
-    def __enter__(self) -> Self:
+    def _begin(self, stack: ExitStack) -> None:
+        super()._begin(stack)
         subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(self._library), str(SOURCE)], check=True)
         self._gateway.data_dir.mkdir()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._gateway.kill_all()
-        self._world.clickhouse.become("up")
 
     def round(self, number: int, *, mode: str | None = None, stalled_s: float = STALLED_S) -> Report:
         """The power fails once."""
@@ -281,8 +270,7 @@ class PowerRounds:
         self._watch(on=True)
         world.clickhouse.become("up")
         gateway.start()
-        run = f"power-{self._unsynced}-{self._seed}-{number}"
-        with Load(world, gateway, run, pause_ms=self._pause_ms) as load:
+        with self._load(number) as load:
             load.wait_for(1)
             world.clickhouse.become(state)
             load.wait_for(choose.randrange(20, 800))
@@ -296,8 +284,7 @@ class PowerRounds:
             world.clickhouse.become("up")
             gateway.start()
             report = settle(world, gateway, load, stalled_s=stalled_s)
-        tally.add(report, what)
-        tally.fresh_s.append(fresh_write_s(world, gateway))
+        self._count(report, what)
         gateway.kill_all()
         return report
 

@@ -11,14 +11,12 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tests.chaos.frames import FrameAt, frames_of
 from tests.chaos.gateway import World
-from tests.chaos.load import Load, fresh_write_s, settle
+from tests.chaos.load import settle
 from tests.chaos.oracle import Report
-from tests.chaos.tally import Tally
+from tests.chaos.rounds import Rounds
 
 PAGE_BYTES = 4096
 SETTINGS = {"delivery__segment_bytes": str(256 << 10)}
@@ -75,26 +73,13 @@ def swap(path: Path, choose: random.Random, end: int) -> list[Hit]:
 DAMAGES: tuple[Callable[[Path, random.Random, int], list[Hit]], ...] = (flip, zero_page, truncate, swap)
 
 
-class RotRounds:
+class RotRounds(Rounds):
     """Rounds on one data directory."""
 
     def __init__(self, world: World, seed: str, *, pause_ms: float = 2.0, weakened_by: str = "") -> None:
-        self.tally = Tally()
-        self._world = world
-        self._seed = seed
-        self._pause_ms = pause_ms
-        self._gateway = world.gateway(
-            name=f"rot-{seed}-{bool(weakened_by)}", weakened_by=weakened_by, settings=SETTINGS
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._gateway.kill_all()
-        self._world.clickhouse.become("up")
+        name = f"rot-{seed}-{bool(weakened_by)}"
+        gateway = world.gateway(name=name, weakened_by=weakened_by, settings=SETTINGS)
+        super().__init__(world, seed, gateway, pause_ms=pause_ms)
 
     def round(self, number: int, *, damages: int = 3) -> Report:
         """Some damages to one backlog. What they may cost is subtracted from the report's missing."""
@@ -103,9 +88,7 @@ class RotRounds:
         world, gateway, tally = self._world, self._gateway, self.tally
         world.clickhouse.become("down")
         gateway.start()
-        with Load(
-            world, gateway, f"{gateway.data_dir.name}-{number}".replace(" ", "-"), pause_ms=self._pause_ms
-        ) as load:
+        with self._load(number) as load:
             load.wait_for(choose.randrange(200, 2000))
             load.stop()
             gateway.kill_all()
@@ -115,14 +98,13 @@ class RotRounds:
             report = settle(world, gateway, load, stalled_s=3.0)
         counted = gateway.metric("weir_spool_damaged_bytes_total")
         kept = sum(file.stat().st_size for file in gateway.data_dir.glob("spool/slot-*/quarantine/*"))
-        if report.missing and not (counted and kept):
+        if report.missing and not (counted > 0 and kept):  # NaN when it is not told at all
             tally.finding(f"{what}: {report.missing} rows lost, {counted} bytes counted, {kept} in quarantine")
         if report.missing > rows_hit:
             tally.finding(f"{what}: {report.missing} rows lost, but only {rows_hit} were in frames that were hit")
         tally.excused += min(report.missing, rows_hit)
         report.missing = max(0, report.missing - rows_hit)
-        tally.add(report, what)
-        tally.fresh_s.append(fresh_write_s(world, gateway))
+        self._count(report, what)
         gateway.kill_all()
         return report
 

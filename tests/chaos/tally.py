@@ -19,6 +19,8 @@ class Tally:
     rounds: int = 0
     cycles: int = 0
     """Kills, or faults: what this programme does."""
+    struck: int = 0
+    """Rounds in which what was laid for the gateway did strike, where that is not sure."""
     faults: Counter[str] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
     states: Counter[str] = field(default_factory=Counter)

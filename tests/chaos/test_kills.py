@@ -28,12 +28,8 @@ def test_no_acknowledged_record_is_lost_or_doubled_by_kills(world: World, seed: 
 @pytest.mark.parametrize("state", ["stopped", "down"])
 def test_a_start_does_not_wait_for_clickhouse(world: World, seed: str, state: str) -> None:
     world.clickhouse.become(state)
-    gateway = world.gateway(name=f"start-{state}-{seed}")
-    try:
+    with world.gateway(name=f"start-{state}-{seed}") as gateway:
         assert gateway.start() < 15.0  # a query may take 30
-    finally:
-        gateway.kill_all()
-        world.clickhouse.become("up")
 
 
 @pytest.mark.parametrize(("durability", "is_lost"), [("memory", True), ("disk", False)])
@@ -43,17 +39,15 @@ def test_on_a_slow_disk_only_what_was_acknowledged_from_memory_is_lost(
     """The first is the positive control: the oracle sees a loss where there is one."""
     world.clickhouse.become("down")
     settings = {"delivery__durability": durability}
-    gateway = world.gateway(name=f"{durability}-{seed}", weakened_by="fast disk", settings=settings)
-    gateway.start()
-    try:
-        with Load(world, gateway, f"{durability}-{seed}", pause_ms=PAUSE_MS) as load:
+    name = f"{durability}-{seed}"
+    with world.gateway(name=name, weakened_by="fast disk", settings=settings) as gateway:
+        gateway.start()
+        with Load(world, gateway, name, pause_ms=PAUSE_MS) as load:
             load.wait_for(200)
             gateway.kill_all()
             load.stop()
             world.clickhouse.become("up")
             gateway.start()
             report = settle(world, gateway, load, stalled_s=2.0)
-    finally:
-        gateway.kill_all()
     assert (report.missing > 0) == is_lost, report
     assert report.duplicate == report.corrupt == report.invented == 0, report
