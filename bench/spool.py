@@ -194,7 +194,7 @@ async def on_spool(directory: Path, senders: int, seconds: float) -> Run:
         block.promise.reach(Durability.DISK)
         kept.append(block)
         if len(kept) == DONE_BLOCKS:
-            spool.done("otel_logs", "", kept)
+            spool.done("otel_logs", kept)
             kept.clear()
             spool.sweep()
 

@@ -2,9 +2,9 @@
 
 ClickHouse does not sync its parts by default. When it dies with its machine it may lose what it has
 just said OK to. So what was stored is remembered for ``audit_ms``, as long as the spool keeps it, and
-when the server turns out to have started anew, all that it acknowledged shortly before is counted by
-frames once more. Blocks that are gone go back to the spool and from there the usual way; of blocks that
-are there in part, the rest is inserted at once.
+when the server turns out to have started anew, all of it is counted by frames once more. Blocks that
+are gone go back to the spool and from there the usual way; of blocks that are there in part, the rest
+is inserted at once.
 
 A server that cannot be asked is asked again; nothing here is in anybody's way.
 """
@@ -25,8 +25,8 @@ from gateway.schema import Table
 log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
-START_UNCERTAIN_S = 3.0
-"""An uptime is in whole seconds, and takes a moment to be asked for."""
+CLOCKS_DRIFT = 0.001
+"""By how much the server's clock may go faster or slower than ours."""
 FRAMES_PER_COUNT = 250
 ROUNDS_MAX = 8
 """Of inserting again what is missing; then it is not for having been lost."""
@@ -66,7 +66,8 @@ class Audit:
         self._clock = clock
         self._stored: deque[Stored] = deque()
         self._suspects: list[Stored] = []
-        self._started: float | None = None
+        self._looked = 0.0
+        self._started: tuple[float, float] | None = None
 
     def stored(self, table: Table, blocks: Sequence[Block]) -> None:
         """ClickHouse has acknowledged these blocks now."""
@@ -78,7 +79,6 @@ class Audit:
     async def run(self) -> None:
         """Look after the server until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_S)
             try:
                 await self.look()
             except DeliveryError as error:
@@ -87,6 +87,7 @@ class Audit:
                 log.error("what ClickHouse has lost cannot be read from the spool now: %s", error.strerror)  # noqa: TRY400
             except Exception:  # A fault of ours must not end the watch.
                 log.exception("the audit stumbled and goes on")
+            await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
         """Ask whether the server started anew, and if so, count.
@@ -95,14 +96,21 @@ class Audit:
         counted is counted at the next look.
         """
         before = self._clock()
-        started = before - await self._clickhouse.uptime_s()
+        uptime_s = await self._clickhouse.uptime_s()
         self._forget()
-        if self._started is None or started > self._started + START_UNCERTAIN_S:
-            self._started = started
-            suspects = [batch for batch in self._stored if batch.at < started + START_UNCERTAIN_S]
+        # It is in whole seconds, and takes a moment to be asked for: the server started between these two.
+        earliest, latest = before - uptime_s - 1, self._clock() - uptime_s
+        drift = CLOCKS_DRIFT * (before - self._looked)
+        self._looked = before
+        if self._started is not None and earliest <= self._started[1] + drift:
+            if latest >= self._started[0] - drift:  # else it is another one, of several, and older
+                self._started = self._started[0] - drift, min(latest, self._started[1] + drift)
+        else:
+            self._started = earliest, latest
+            suspects = [batch for batch in self._stored if batch not in self._suspects]
             if suspects:
                 log.warning("ClickHouse has started anew: counting %d batches it had acknowledged", len(suspects))
-            self._suspects += [batch for batch in suspects if batch not in self._suspects]
+            self._suspects += suspects
         while self._suspects:
             await self._check(self._suspects[0])
             del self._suspects[0]

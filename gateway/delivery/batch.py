@@ -53,7 +53,6 @@ class Batch:
     suspicions: int = 0
     repair: Repair | None = None
     repairs: int = 0
-    repair_tokens: list[str] = field(default_factory=list)
     repair_blocks_max: int = 1 << 30
     due: float = 0.0
 
@@ -104,8 +103,8 @@ class Isolation:
     ``reason``: why the batch was refused. ``refused``: all of its frames together were, none of them being
     stored. ``blocks``: those that ``frames`` searches, which is None until they are counted. ``piece``: the try
     under way. ``guilty``: frames to be searched by row, and why each was refused, or None when it is there in
-    part; ``hunt`` is of the first of them. ``found``: those whose hunt is over. ``tokens``: of all tries.
-    ``suspect``: so much was refused and nothing taken that it looks like the table.
+    part; ``hunt`` is of the first of them. ``found``: those whose hunt is over. ``suspect``: so much was refused
+    and nothing taken that it looks like the table.
     """
 
     reason: DeliveryError | None
@@ -116,7 +115,6 @@ class Isolation:
     guilty: deque[tuple[Block, DeliveryError | None]] = field(default_factory=deque)
     hunt: Hunt | None = None
     found: deque[tuple[Block, Hunt]] = field(default_factory=deque)
-    tokens: list[str] = field(default_factory=list)
     suspect: bool = False
 
     def doubt(self) -> None:

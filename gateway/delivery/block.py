@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import IntEnum
 
 from gateway.delivery.segments import Place
@@ -34,14 +34,17 @@ class Durability(IntEnum):
 class Promise:
     """How safe the rows of one block are by now; ``until`` waits for more.
 
-    ``kept``: somebody was told that they are as safe as he wanted, so they cannot be taken back.
+    ``kept``: somebody was told that they are as safe as he wanted, so they cannot be taken back. ``fate``: whether
+    they are to be kept or taken back, because other rows of the same requests were; None as long as neither were.
     """
 
-    __slots__ = ("_error", "_waiting", "kept", "reached")
+    __slots__ = ("_error", "_tied", "_waiting", "fate", "kept", "reached")
 
     def __init__(self) -> None:
         self.reached = Durability.MEMORY
         self.kept = False
+        self.fate: bool | None = None
+        self._tied: Collection[Promise] = ()
         self._error: WeirError | None = None
         self._waiting: list[tuple[Durability, asyncio.Future[None]]] = []
 
@@ -57,6 +60,17 @@ class Promise:
             elif not waiter.done():
                 self.kept = True
                 waiter.set_result(None)
+
+    def decide(self, *, kept: bool) -> None:
+        """The rows are kept, or taken back; so are those that share a request with them."""
+        kept = kept if self.fate is None else self.fate
+        undecided = [self]  # not by recursion: block after block may be tied while the disk takes its time
+        while undecided:
+            promise = undecided.pop()
+            if promise.fate is None:
+                promise.fate = kept
+            undecided += promise._tied
+            promise._tied = ()
 
     def fail(self, error: WeirError) -> None:
         """The rows are taken back: they will never be safer than this."""
@@ -75,6 +89,15 @@ class Promise:
             self._waiting.append((durability, waiter))
             await waiter
         self.kept = True
+
+
+def tie(promises: Sequence[Promise]) -> None:
+    """A request has rows in all of these blocks: all of them are kept, or none."""
+    for promise in promises:
+        promise._tied = {*promise._tied, *promises}
+    for promise in promises:
+        if promise.fate is not None:
+            promise.decide(kept=promise.fate)
 
 
 class Block:

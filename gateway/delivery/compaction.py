@@ -1,8 +1,8 @@
 """Give back the disk of segments in which little is left.
 
 Rows that wait for long - their table is parked - would hold a file each, and with it all files that speak
-of it. So what is left in such a file is copied to the newest. A copy names the segment it comes from and
-takes the place of the frame there; it and its origin are never both alive, whenever the power goes.
+of it, and of those. So what is left in such a file is copied to the newest. A copy names the segment it comes
+from and takes the place of the frame there; it and its origin are never both alive, whenever the power goes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 SPARSE_SEGMENTS_MIN = 4
 """So many segments' worth of disk is lost to what is settled before any is compacted,"""
 SPARSE_PART = 0.25
-"""and only those of which less than this part is left."""
+"""and only those of which less than this part is left, the segments that would be gone with them included."""
 
 
 class Compaction:
@@ -49,7 +49,7 @@ class Compaction:
         self._seal = seal
 
     async def run(self) -> bool:
-        """Compact one segment, if there is one worth it; false when there was none."""
+        """Compact one segment, if there is one worth it; false when there was none. Not beside a ``load``."""
         segment = self._sparse()
         if segment is None:
             return False
@@ -72,17 +72,22 @@ class Compaction:
         return True
 
     def _sparse(self) -> Segment | None:
+        """The oldest segment that is worth it."""
         ledger = self._ledger
         if ledger.disk_bytes - ledger.live_bytes < SPARSE_SEGMENTS_MIN * self._segment_bytes:
             return None
         homes = set(ledger.homes.values())
-        for segment in ledger.segments.values():
-            needed = segment.live or segment.name.id in homes
-            if not needed or segment.stuck or not segment.closed:
+        sparse = None
+        pinned_bytes = 0  # of those behind: each speaks of the one before it, so one that is needed may hold them all
+        for segment in reversed(ledger.segments.values()):
+            if segment.is_over and segment.name.id not in homes:
+                pinned_bytes += segment.bytes if segment.pinned else 0
                 continue
-            if segment.live_bytes < SPARSE_PART * segment.bytes:
-                return segment
-        return None
+            is_sparse = segment.live_bytes < SPARSE_PART * (segment.bytes + pinned_bytes)
+            if is_sparse and segment.closed and not segment.stuck:
+                sparse = segment
+            pinned_bytes = 0
+        return sparse
 
     async def _copy(self, segment: Segment, frames: Sequence[tuple[Frame, bytes]], moved: dict[int, int]) -> None:
         """Append the frames again; ``moved`` is told where each is now. Raises OSError when any could not be."""
@@ -95,7 +100,7 @@ class Compaction:
                     Kind.DATA,
                     payload,
                     partial(self._moved, segment, frame, moved, copied),
-                    partial(self._not_copied, frame.number, copied),
+                    partial(self._not_copied, segment, frame, copied),
                     number=frame.number,
                     table=frame.table,
                     project_id=frame.project_id,
@@ -116,7 +121,7 @@ class Compaction:
         ledger.add(frame.project_id, place)
         ledger.segments[place.segment].names.add(segment.name.id)
         moved[frame.number] = place.segment
-        if frame.number in segment.settled:
+        if segment.is_settled(frame.number):
             ledger.settle(place, frame.number, frame.project_id)
             self._skip(frame.table, [(place.segment, frame.number)])
         else:
@@ -129,8 +134,14 @@ class Compaction:
         if not copied.cancelled():
             copied.set_result(None)
 
-    def _not_copied(self, frame: int, copied: asyncio.Future[None], error: OSError, failed: int | None) -> None:
-        self._ledger.haunt(frame, failed)
+    def _not_copied(
+        self, segment: Segment, frame: Frame, copied: asyncio.Future[None], error: OSError, failed: int | None
+    ) -> None:
+        """A copy could not be written, and may be there all the same: what is said of the frame is said of it too."""
+        if failed is not None and segment.is_settled(frame.number):
+            self._skip(frame.table, [(failed, frame.number)])  # It was said already.
+        else:
+            self._ledger.haunt(frame.number, failed)
         if not copied.cancelled():
             copied.set_exception(error)
 
@@ -139,7 +150,9 @@ class Compaction:
         live = []
         with SegmentReader(segment.path, segment.name, segment.end) as reader:
             for found in reader.frames():
-                if isinstance(found, Frame) and found.kind == Kind.DATA and found.number not in segment.settled:
+                if not isinstance(found, Frame) or found.kind != Kind.DATA:
+                    continue
+                if not segment.is_settled(found.number):
                     payload = reader.payload(found)
                     if payload is None:
                         raise OSError(errno.EIO, "damaged")

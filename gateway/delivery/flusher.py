@@ -128,7 +128,7 @@ class Flusher:
         batch.run = sealed.run
         queue = self._queues[table.name]
         if sealed.over:
-            batch.poison, batch.isolation = True, Isolation(None, refused=False, tokens=batch.repair_tokens)
+            batch.poison, batch.isolation = True, Isolation(None, refused=False)
             queue.aside.append(batch)
         else:
             queue.waiting.append(batch)
@@ -383,7 +383,6 @@ class Flusher:
         if not repair.sealed:
             # After a crash nobody but its SEAL knows of an insert that may come through later.
             await self._seal_blocks(batch.table, repair.token, repair.blocks)
-            batch.repair_tokens.append(repair.token)
             repair.sealed = True
         if repair.run is not None:
             block = repair.blocks[0]
@@ -406,9 +405,7 @@ class Flusher:
         if batch.isolation is None:
             error = self._understood(batch, error)
             if isinstance(error, Poison) and error.code:
-                batch.isolation = Isolation(
-                    error, refused=not batch.answered and batch.run is None, tokens=batch.repair_tokens
-                )
+                batch.isolation = Isolation(error, refused=not batch.answered and batch.run is None)
                 batch.attempts, batch.due = 0, now
         batch.poison = isinstance(error, Poison) or batch.isolation is not None
         (queue.aside if batch.poison else queue.waiting).append(batch)
@@ -449,16 +446,14 @@ class Flusher:
 
     def _finished(self, batch: Batch) -> None:
         self._queues[batch.table.name].sent.discard(batch)
-        self._are_stored(batch, batch.token, batch.blocks)
-        for token in batch.repair_tokens:
-            self._spool.unseal(token)
-
-    def _are_stored(self, batch: Batch, token: str, blocks: list[Block]) -> None:
-        """These blocks of a batch are in the table; it has just taken them where there is a token."""
-        self._in_flight_max = min(self._settings.inserts_in_flight, self._in_flight_max + 1)
-        self._spool.done(batch.table.name, token, blocks)
-        if token and blocks:
+        if batch.blocks:
             self._are_taken(self._queues[batch.table.name])
+        self._are_stored(batch, batch.blocks)
+
+    def _are_stored(self, batch: Batch, blocks: list[Block]) -> None:
+        """These blocks of a batch are in the table."""
+        self._in_flight_max = min(self._settings.inserts_in_flight, self._in_flight_max + 1)
+        self._spool.done(batch.table.name, blocks)
         for block in blocks:
             block.promise.reach(Durability.STORED)
         self._settled(batch, blocks)
@@ -477,11 +472,11 @@ class Flusher:
     def _is_buried(self, batch: Batch, block: Block, dead: int) -> None:
         """A block of a batch is settled: ``dead`` of its rows are dead letters, the others are in the table."""
         if not dead:
-            self._are_stored(batch, "", [block])
+            self._are_stored(batch, [block])
             return
         table = batch.table.name
         log.error("%s: %d rows that it will never take are dead letters now: `weir replay`", table, dead)
-        self._spool.skip(table, "", [block])
+        self._spool.skip(table, [block])
         self._metrics.rows_dead_lettered.add(dead, table)
         self._settled(batch, [block], dead=dead)
         self._on_stored(batch.table, [])

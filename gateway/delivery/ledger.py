@@ -5,7 +5,7 @@ Plain counting, without files. Every change of a frame's state goes through here
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,8 +20,9 @@ class Segment:
     """What is known of one segment file. ``bytes``: its size on disk, ``end``: how far it may be read.
 
     ``live``: frames that are not settled; ``settled``: the numbers of those that are, while others are
-    not. ``unread``: per table, from where on frames may be neither held nor settled. ``names``: the
-    segments that its SEAL, DONE and SKIP frames and its copies speak of. ``stuck``: it cannot be compacted.
+    not or may come. ``unread``: per table, from where on frames may be neither held nor settled. ``names``: the
+    segments that its SEAL, DONE and SKIP frames and its copies speak of. ``pinned``: it would be gone, were it
+    not for what it says of others. ``stuck``: it cannot be compacted.
     """
 
     name: SegmentName
@@ -35,17 +36,33 @@ class Segment:
     unread: dict[str, int] = field(default_factory=dict)
     names: set[int] = field(default_factory=set)
     finished: float | None = None
+    pinned: bool = False
     stuck: bool = False
+
+    def is_settled(self, frame: int) -> bool:
+        """Whether nothing is left to do for a frame of this segment."""
+        return frame in self.settled or self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all its frames are settled, and no more come."""
+        return self.closed and not self.live
+
+    def shorten(self) -> None:
+        """Forget which frames are settled when all are: there may be a hundred thousand of them, for minutes."""
+        if self.is_over:
+            self.settled = set()
 
 
 class Ledger:
     """The books of one spool.
 
     ``segments`` by id, oldest first. ``held``: blocks in memory by frame number. ``sealed``: batches by
-    token that are not done, and ``homes`` the segment their SEAL is in; ``sealed_frames``: frames of
-    sealed batches that nobody has loaded yet. ``live_bytes``: of frames that are not settled, and
-    ``project_bytes`` the same per project; ``settled_bytes``: of all that were, so far. ``ghosts``: by frame
-    number, segments that may hold the frame as well, having failed while it was written there.
+    token whose SEAL counts, for no newer one names some frame that is not settled (``seals.py``), and ``homes``
+    the segment that SEAL is in; ``sealed_frames``: frames of sealed batches that nobody has loaded yet.
+    ``live_bytes``: of frames that are not settled, and ``project_bytes`` the same per project;
+    ``settled_bytes``: of all that were, so far. ``ghosts``: by frame number, segments that may hold the frame
+    as well, having failed while it was written there.
     """
 
     def __init__(self) -> None:
@@ -58,6 +75,8 @@ class Ledger:
         self.settled_bytes = 0
         self.project_bytes: dict[str, int] = {}
         self.ghosts: dict[int, list[int]] = {}
+        self._sealed_by: dict[int, str] = {}
+        self._seals_for: dict[str, int] = {}
 
     @property
     def disk_bytes(self) -> int:
@@ -86,6 +105,7 @@ class Ledger:
         segment.live -= 1
         segment.live_bytes -= place.bytes
         segment.settled.add(frame)
+        segment.shorten()
         self.live_bytes -= place.bytes
         self.settled_bytes += place.bytes
         left = self.project_bytes[project_id] - place.bytes
@@ -111,12 +131,26 @@ class Ledger:
 
     def is_known(self, segment: Segment, frame: int) -> bool:
         """Whether a frame is settled, or somebody has it or will take it up."""
-        return frame in segment.settled or frame in self.held or frame in self.sealed_frames
+        return segment.is_settled(frame) or frame in self.held or frame in self.sealed_frames
 
-    def forget_seal(self, token: str) -> None:
-        """A batch is done, or never was under way."""
-        self.sealed.pop(token, None)
-        self.homes.pop(token, None)
+    def seal(self, sealed: Sealed, home: int, frames: Sequence[int]) -> None:
+        """A batch is sealed in segment ``home``: from now on its SEAL is the one that counts for these frames of it."""
+        self.unseal(frames)
+        if frames:
+            self.sealed[sealed.token] = sealed
+            self.homes[sealed.token] = home
+            self._seals_for[sealed.token] = len(frames)
+            self._sealed_by.update(dict.fromkeys(frames, sealed.token))
+
+    def unseal(self, frames: Iterable[int]) -> None:
+        """No SEAL counts for these frames any more; one that counts for none is forgotten."""
+        for frame in frames:
+            token = self._sealed_by.pop(frame, None)
+            if token is None:
+                continue
+            self._seals_for[token] -= 1
+            if not self._seals_for[token]:
+                del self._seals_for[token], self.sealed[token], self.homes[token]
 
     def follow(self, moved: Mapping[int, int], old: int) -> list[Sealed]:
         """Frames have moved to other segments; returns the batches whose SEAL names one, or is in ``old``."""
@@ -131,22 +165,26 @@ class Ledger:
 
     def is_open(self, sealed: Sealed) -> bool:
         """Whether some frame of a sealed batch is not settled."""
-        return any(
-            segment in self.segments and frame not in self.segments[segment].settled
-            for segment, frame in sealed.members
-        )
+        return any(map(self.is_live, sealed.members))
+
+    def is_live(self, member: Member) -> bool:
+        """Whether a frame is there, and not settled."""
+        segment = self.segments.get(member[0])
+        return segment is not None and not segment.is_settled(member[1])
 
     def removable(self, now: float, keep_s: float) -> list[Segment]:
         """Takes out of the books, and returns, the segments that nobody needs: see the spool's invariant 4."""
         homes = set(self.homes.values())
         gone = []
         for segment_id, segment in list(self.segments.items()):
-            if segment.live or not segment.closed or segment_id in homes:
+            if not segment.is_over or segment_id in homes:
                 continue
             if segment.finished is None:
                 segment.finished = now
-            needed = any(other != segment_id and other in self.segments for other in segment.names)
-            if not needed and now - segment.finished >= keep_s:
+            if now - segment.finished < keep_s:
+                continue
+            segment.pinned = any(other != segment_id and other in self.segments for other in segment.names)
+            if not segment.pinned:
                 gone.append(self.segments.pop(segment_id))
         return gone
 
@@ -160,13 +198,15 @@ class Ledger:
             segment.live = walk.frames.get(segment_id, 0)
             segment.live_bytes = walk.live_bytes.get(segment_id, 0)
             if segment_id in walk.unreadable:
-                segment.live += 1  # Nobody knows what it holds: it stays.
+                segment.live += 1  # Nobody knows what it holds: it stays, where it is.
+                segment.stuck = True
+            segment.shorten()
         for project_id, project_bytes in walk.project_bytes.items():
             self.project_bytes[project_id] = self.project_bytes.get(project_id, 0) + project_bytes
             self.live_bytes += project_bytes
         open_seals = [sealed for sealed in seals if self.is_open(sealed)]
         for sealed in open_seals:
-            self.sealed[sealed.token] = sealed
-            self.homes[sealed.token] = walk.homes[sealed.token]
-            self.sealed_frames.update(frame for _, frame in sealed.members)
+            frames = [member[1] for member in sealed.members if self.is_live(member)]
+            self.seal(sealed, walk.homes[sealed.token], frames)
+            self.sealed_frames.update(frames)
         return open_seals

@@ -87,7 +87,7 @@ class Isolator:
         deliver: Callable[[Batch], Awaitable[None]],
         attempt: Callable[[Table, Awaitable[None]], Awaitable[None]],
         taken: Callable[[Queue], None],
-        stored: Callable[[Batch, str, list[Block]], None],
+        stored: Callable[[Batch, list[Block]], None],
         buried: Callable[[Batch, Block, int], None],
     ) -> None:
         self._clickhouse = clickhouse
@@ -122,8 +122,6 @@ class Isolator:
         while isolation.found:
             await self._bury(batch, *isolation.found[0])
             isolation.found.popleft()
-        for token in isolation.tokens:
-            self._spool.unseal(token)
 
     # By frame ---------------------------------------------------------------------------------------
 
@@ -134,7 +132,7 @@ class Isolator:
         stored = await counted(self._clickhouse, batch.table, blocks)
         there = [block for block in blocks if stored.get(block.frame, 0) >= block.rows]
         if there:
-            self._stored(batch, "", there)
+            self._stored(batch, there)
         isolation.guilty += [(block, None) for block in blocks if 0 < stored.get(block.frame, 0) < block.rows]
         isolation.blocks = [block for block in blocks if block.frame not in stored]
         refused = isolation.refused and isolation.blocks == blocks
@@ -148,8 +146,6 @@ class Isolator:
             piece = isolation.piece = Batch.of(
                 batch.table, self._frames.token(), [isolation.blocks[index] for index in run]
             )
-            isolation.tokens.append(piece.token)
-            piece.repair_tokens = isolation.tokens
         try:
             await self._attempt(batch.table, self._deliver(piece))
         except DeliveryError as error:
@@ -170,7 +166,7 @@ class Isolator:
             isolation.piece = None
             search.taken()
             self._took(queue, isolation)
-            self._stored(batch, piece.token, piece.blocks)
+            self._stored(batch, piece.blocks)
 
     # By row -----------------------------------------------------------------------------------------
 
@@ -204,7 +200,6 @@ class Isolator:
         rows = hunt.rows[run.start : run.stop]
         if not hunt.token:
             token = by_row(self._frames.token(), (rows[0], rows[-1]))
-            isolation.tokens.append(token)
             await self._seal(batch, token, block)
             hunt.token, hunt.doubtful, hunt.suspicions = token, False, 0
         insert = self._clickhouse.insert_absent(

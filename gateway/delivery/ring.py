@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from gateway._native import Columns
-from gateway.delivery.block import Block, Durability, Promise, Receipt
+from gateway.delivery.block import Block, Durability, Promise, Receipt, tie
 from gateway.delivery.drain import Drain
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.settings import Settings
@@ -295,11 +295,12 @@ class Ring:
             raise self._refusal(grown, extra=grown - reserved)
         self.held_bytes += grown - reserved
         self.reserved_bytes -= reserved
+        receipt = self._receipt([block.promise for block in blocks], durability)
         for block in blocks:
             self.rows[block.table] = self.rows.get(block.table, 0) + block.rows
             self._metrics.rows_accepted.add(block.rows, block.table)
             self.take(block)
-        return self._receipt([block.promise for block in blocks], durability)
+        return receipt
 
     def take_back(self, opened: list[_Open], reserved: int) -> None:
         """Forget what was written since ``open``, and the reservation."""
@@ -355,6 +356,8 @@ class Ring:
         return min((opened.since for opened in self._open.values()), default=None)
 
     def _receipt(self, promises: Sequence[Promise], durability: Durability) -> Receipt:
+        if len(promises) > 1:
+            tie(promises)
         return Receipt(promises, durability, stored_s_max=self._settings.stored_ms_max / 1000)
 
     def _count(self, opened: _Open) -> None:

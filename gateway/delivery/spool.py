@@ -17,7 +17,8 @@ Invariants:
      the same token and the same frames, and its outcome counts as unknown.
   4. A segment is removed when all its frames are settled, for ``audit_s`` at least, and when none of
      its SEAL, DONE and SKIP frames is needed: they name no frame in a segment that is still there.
-  5. What is refused to a sender is not delivered: a failed group's frames are SKIPped.
+  5. What is refused to a sender is not delivered: a failed group's frames are SKIPped, and so are others that
+     hold rows of the same request; where such are kept already, it is written again instead.
 
 Opening reads names alone. Old segments are walked by their heads in the background (``recovered``);
 payloads are checked as they are loaded, so a long backlog delays nobody. Damage is copied to
@@ -28,6 +29,7 @@ so where any was found, frames of earlier lives are counted in ClickHouse before
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -184,19 +186,32 @@ class Spool:
     def append(self, block: Block, kept: Callable[[Block], None], failed: Callable[[Block, OSError], None]) -> None:
         """Write a block; ``kept`` is called once it is as safe as it is to be, or ``failed`` when it never will be."""
 
+        promise = block.promise
+
+        def is_promised() -> bool:
+            return promise.kept or promise.reached >= block.durability
+
+        def entered(block: Block) -> None:
+            if promise.fate is False and not is_promised():
+                self.skip(block.table, [block])
+                failed(block, OSError(errno.ECANCELED, "other rows of the same requests could not be"))
+            else:
+                promise.decide(kept=True)
+                kept(block)
+
         def refused(error: OSError, segment: int | None) -> None:
-            is_promised = block.promise.kept or block.promise.reached >= block.durability
-            if is_promised and (segment is not None or block.durability > Durability.MEMORY):
+            stays = promise.fate or is_promised()
+            promise.decide(kept=stays)
+            if stays and (segment is not None or block.durability > Durability.MEMORY):
                 # Some of its senders are told already; the others wait a little longer.
                 self._write_later(block, segment, kept)
                 return
             if segment is not None:
                 # The file may hold it all the same, and its sender is told otherwise.
-                self.ledger.segments[segment].settled.add(block.frame)
                 self._say(Kind.SKIP, block.table, [(segment, block.frame)])
             failed(block, error)
 
-        self._write(block, 0, kept, refused)
+        self._write(block, 0, entered, refused)
 
     def revive(self, block: Block, kept: Callable[[Block], None]) -> None:
         """Write a block again that was done and has to be inserted once more after all."""
@@ -217,11 +232,22 @@ class Spool:
                 self.ledger.segments[place.segment].names.update((origin, *self.ledger.ghosts.get(block.frame, ())))
             kept(block)
 
-        entry = self._data(block.table, block.project_id, block.frame, block.rows, block.data, entered, failed)
-        entry.origin = origin
-        entry.synced = block.durability >= Durability.DISK or origin != 0
-        entry.written = partial(block.promise.reach, Durability.OS)
-        self._writer.append(entry)
+        self._writer.append(
+            Entry(
+                Kind.DATA,
+                block.data,
+                entered,
+                failed,
+                number=block.frame,
+                table=block.table,
+                project_id=block.project_id,
+                rows=block.rows,
+                at_ms=int(self._wall() * 1000),
+                origin=origin,
+                synced=block.durability >= Durability.DISK or origin != 0,
+                written=partial(block.promise.reach, Durability.OS),
+            )
+        )
 
     def _write_again(self, block: Block, origin: int, kept: Callable[[Block], None]) -> None:
         """Write a block that must not be lost, for as long as it takes; it takes the place of that in ``origin``."""
@@ -245,17 +271,13 @@ class Spool:
         """Return when the batch is sealed on disk. Raises OSError when it could not be."""
         await self._seal(Sealed(table, token, tuple(_member(block) for block in blocks)))
 
-    def unseal(self, token: str) -> None:
-        """Nothing is under way under this token any more; of its frames, some may be in other batches now."""
-        self.ledger.forget_seal(token)
-
-    def done(self, table: str, token: str, blocks: Sequence[Block]) -> None:
+    def done(self, table: str, blocks: Sequence[Block]) -> None:
         """ClickHouse has these blocks; they are not held any more."""
-        self._settle(Kind.DONE, table, token, blocks)
+        self._settle(Kind.DONE, table, blocks)
 
-    def skip(self, table: str, token: str, blocks: Sequence[Block]) -> None:
+    def skip(self, table: str, blocks: Sequence[Block]) -> None:
         """These blocks need not be inserted: they are kept elsewhere now, or refused."""
-        self._settle(Kind.SKIP, table, token, blocks)
+        self._settle(Kind.SKIP, table, blocks)
 
     def drop(self, block: Block) -> None:
         """Let go of a block that is on disk and in no batch; ``load`` will find it."""
@@ -312,25 +334,17 @@ class Spool:
 
         Raises OSError, and holds none, where some cannot be read now.
         """
-        sealed = self.ledger.sealed[token]
-        by_segment: dict[int, set[int]] = {}
-        for segment_number, frame in sealed.members:
-            segment = self.ledger.segments.get(segment_number)
-            if segment is not None and frame not in segment.settled:
-                by_segment.setdefault(segment_number, set()).add(frame)
-        loaded: list[tuple[Block, bool]] = []
-        for segment_id, wanted in by_segment.items():
-            loaded += await asyncio.to_thread(self._load_these, self.ledger.segments[segment_id], wanted)
+        members = self.ledger.sealed[token].members
+        loaded = await self._load_members(filter(self.ledger.is_live, members))
         blocks = []
+        self.ledger.sealed_frames.difference_update(frame for _, frame in members)
+        self.ledger.unseal({frame for _, frame in members} - {block.frame for block, _ in loaded})
         for block, damage in loaded:
             self.ledger.held[block.frame] = block
-            self.ledger.sealed_frames.discard(block.frame)
             if damage:
                 self._give_up(block)
             else:
                 blocks.append(block)
-        if not blocks:
-            self.ledger.forget_seal(token)
         return blocks
 
     async def read(self, members: Iterable[Member]) -> list[Block]:
@@ -338,17 +352,7 @@ class Spool:
 
         Raises OSError where some cannot be read now.
         """
-        by_segment: dict[int, set[int]] = {}
-        for segment_id, frame in members:
-            if segment_id in self.ledger.segments:
-                by_segment.setdefault(segment_id, set()).add(frame)
-        blocks: list[Block] = []
-        for segment_id, wanted in by_segment.items():
-            segment = self.ledger.segments.get(segment_id)
-            if segment is not None:
-                loaded = await asyncio.to_thread(self._load_these, segment, wanted)
-                blocks += [block for block, damage in loaded if not damage]
-        return blocks
+        return [block for block, damage in await self._load_members(members) if not damage]
 
     def sweep(self, *, hurry: bool = False) -> None:
         """Remove the segments that nobody needs any more. To be called every second or so.
@@ -370,7 +374,9 @@ class Spool:
 
         def kept(place: Place) -> None:
             self.ledger.segments[place.segment].names.update(segment for segment, _ in sealed.members)
-            if not again or sealed.token in self.ledger.sealed:
+            if not again:
+                self.ledger.seal(sealed, place.segment, [frame for _, frame in sealed.members])
+            elif sealed.token in self.ledger.sealed:  # it may be done meanwhile
                 self.ledger.sealed[sealed.token] = sealed
                 self.ledger.homes[sealed.token] = place.segment
             if not done.cancelled():
@@ -383,28 +389,6 @@ class Spool:
         self._writer.append(Entry(Kind.SEAL, listed(sealed.members, sealed.token), kept, failed, table=sealed.table))
         await done
 
-    def _data(
-        self,
-        table: str,
-        project_id: str,
-        number: int,
-        rows: int,
-        payload: bytes,
-        kept: Callable[[Place], None],
-        failed: Callable[[OSError, int | None], None],
-    ) -> Entry:
-        return Entry(
-            Kind.DATA,
-            payload,
-            kept,
-            failed,
-            number=number,
-            table=table,
-            project_id=project_id,
-            rows=rows,
-            at_ms=int(self._wall() * 1000),
-        )
-
     def _told(self, what: Opened | Left) -> None:
         if isinstance(what, Opened):
             path = self.directory / what.name.file
@@ -412,13 +396,14 @@ class Spool:
         else:
             segment = self.ledger.segments[what.segment]
             segment.closed, segment.bytes = True, what.bytes
+            segment.shorten()
 
     def _enter(self, block: Block, place: Place) -> None:
         block.place = place
         self.ledger.held[block.frame] = block
         self.ledger.add(block.project_id, place)
 
-    def _settle(self, kind: Kind, table: str, token: str, blocks: Sequence[Block]) -> None:
+    def _settle(self, kind: Kind, table: str, blocks: Sequence[Block]) -> None:
         on_disk = [block for block in blocks if block.place is not None]
         members: list[Member] = []
         for block in on_disk:
@@ -426,7 +411,7 @@ class Spool:
             self.ledger.settle(block.on_disk, block.frame, block.project_id)
             members += self.ledger.places(*_member(block))
             self.ledger.ghosts.pop(block.frame, None)
-        self.ledger.forget_seal(token)
+        self.ledger.unseal(block.frame for block in on_disk)
         if members:
             self._say(kind, table, members)
 
@@ -443,8 +428,20 @@ class Spool:
 
     def _give_up(self, block: Block) -> None:
         """The disk has lost this block."""
-        self.skip(block.table, "", [block])
+        self.skip(block.table, [block])
         self.on_damaged(block)
+
+    async def _load_members(self, members: Iterable[Member]) -> list[tuple[Block, bool]]:
+        """(block, whether it is damaged) of those that are there. Raises OSError."""
+        by_segment: dict[int, set[int]] = {}
+        for segment_id, frame in members:
+            by_segment.setdefault(segment_id, set()).add(frame)
+        loaded: list[tuple[Block, bool]] = []
+        for segment_id, wanted in by_segment.items():
+            segment = self.ledger.segments.get(segment_id)
+            if segment is not None:
+                loaded += await asyncio.to_thread(self._load_these, segment, wanted)
+        return loaded
 
     # In threads ------------------------------------------------------------------------------------
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
+from typing import cast
 
 import pytest
 
+from gateway.delivery.audit import Audit
+from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ClickHouse
+from gateway.delivery.segments import Place
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import Engine, Rig, answers, until, until_it
-from tests.delivery.things import DAY_NS, NOON_NS
+from tests.delivery.things import DAY_NS, NOON_NS, things
 
 FIRST_DAY = NOON_NS // DAY_NS
 KEPT = {"audit_ms": 600_000.0}
@@ -33,7 +38,6 @@ async def test_rows_lost_with_a_crash_are_inserted_again(
         rig.send(range(1_000), days=4)
         rig.send(range(1_000, 1_500), project="q")
         await rig.flush()
-        await until_it(lambda: is_older(rig.direct, 4.0), "the server is old enough for a new one to be told apart")
         # What was lost is lost before the server dies: whole frames of one table, and one day of another frame.
         await rig.run(f"TRUNCATE TABLE `{rig.direct.database}`.things")
         await crash(rig, engine)
@@ -50,7 +54,6 @@ async def test_of_a_frame_that_was_lost_in_part_only_the_rest_is_inserted_again(
     async with open_rig(**KEPT) as rig:
         rig.send(range(1_000), days=4)
         await rig.flush()
-        await until_it(lambda: is_older(rig.direct, 4.0), "the server is old enough for a new one to be told apart")
         day = (await rig.direct.query("SELECT toString(toDate({day:UInt32})) AS day", {"day": FIRST_DAY}))[0]["day"]
         await rig.run(f"ALTER TABLE `{rig.direct.database}`.things DROP PARTITION '{day}'")
         assert len(await rig.stored()) == 750
@@ -68,7 +71,6 @@ async def test_without_the_audit_they_are_lost(
     async with open_rig(audit_ms=0.0) as rig:
         rig.send(range(1_000))
         await rig.flush()
-        await until_it(lambda: is_older(rig.direct, 4.0), "the server is old enough for a new one to be told apart")
         await rig.run(f"TRUNCATE TABLE `{rig.direct.database}`.things")
         await crash(rig, engine)
         rig.send(range(1_000, 1_010))
@@ -85,13 +87,56 @@ async def test_a_server_that_goes_on_is_not_counted(open_rig: OpenRig, monkeypat
             asked.append(1)
             return {}
 
-        await until_it(lambda: is_older(rig.direct, 4.0), "the server started long before")
         rig.send(range(1_000))
         await rig.flush()
         monkeypatch.setattr(ClickHouse, "rows_by_frame", counted)
         looks = looked(rig, monkeypatch)
         await until(lambda: len(looks) > 5, "it was looked after")
         assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("looks", "counts"),
+    [
+        ([(100.0, 90), (105.0, 95), (110.0, 100)], []),
+        ([(100.0, 90), (105.9, 95), (110.1, 100)], []),
+        ([(100.0, 0), (102.0, 0)], [1]),
+        ([(100.0, 0), (105.0, 3)], [1]),
+        ([(100.0, 0), (86_500.0, 86_390)], []),
+        ([(100.0, 90), (105.0, 2), (110.0, 100), (115.0, 12)], [1]),
+    ],
+    ids=["goes on", "in whole seconds", "at once", "soon", "a clock that drifts", "two servers in turns"],
+)
+async def test_a_start_is_told_from_going_on_by_the_uptime(looks: list[tuple[float, int]], counts: list[int]) -> None:
+    """(our clock, the server's uptime) of each look; which of the looks behind the first count."""
+    counted: list[int] = []
+    look, (clock_s, uptime) = 0, looks[0]
+
+    class Server:
+        async def uptime_s(self) -> float:
+            return uptime
+
+        async def rows_by_frame(self, table: object, frames: Sequence[int]) -> dict[int, int]:
+            counted.append(look)
+            return dict.fromkeys(frames, 1)
+
+    async def read(members: object) -> list[Block]:
+        raise AssertionError(members)
+
+    server = cast("ClickHouse", Server())
+    audit = Audit(server, read=read, again=refused, token=str, keep_s=1e6, clock=lambda: clock_s)
+    await audit.look()
+    block = Block("things", "p", 7, 1, b"", 0.0, durability=Durability.DISK)
+    block.place = Place(1, 64, 100)
+    audit.stored(things(), [block])
+    for look, (clock_s, uptime) in enumerate(looks[1:], 1):  # noqa: B007
+        await audit.look()
+    assert counted == counts
+
+
+def refused(block: Block) -> None:
+    """Nothing is lost in these tests."""
+    raise AssertionError(block)
 
 
 def looked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -105,10 +150,6 @@ def looked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(ClickHouse, "uptime_s", uptime_s)
     return seen
-
-
-async def is_older(clickhouse: ClickHouse, seconds: float) -> bool:
-    return await clickhouse.uptime_s() > seconds
 
 
 async def holds(rig: Rig, rows: int) -> bool:

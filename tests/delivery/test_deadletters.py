@@ -216,6 +216,23 @@ async def test_faults_during_the_search_lose_and_double_nothing(open_rig: OpenRi
         rig.check_counters()
 
 
+async def test_the_books_hold_no_more_seals_however_long_a_table_refuses_everything(open_rig: OpenRig) -> None:
+    """Each try has a SEAL of its own, and of those that name a frame only the newest counts."""
+    async with open_rig(refused_rows_max=3, parked_first_ms=1.0, parked_max_ms=2.0, batch_age_ms=200.0) as rig:
+        await narrow(rig)
+        for start in range(0, 100, 10):
+            send(rig, range(start, start + 10), range(100), project=f"p{start}")
+        await until(lambda: rig.proxy.seen > 60, "it was tried many times")
+        ledger = rig.delivery._spool.ledger
+        assert len(ledger.sealed) <= 10, "no more than there are blocks"
+        await widen(rig)
+        await rig.flush()
+        assert sorted(await rig.stored() + buried(rig)) == list(range(100))
+        assert not ledger.sealed
+        assert not ledger.homes
+        rig.check_counters()
+
+
 async def test_a_replay_stores_each_row_once_when_the_cause_is_mended(plain: Rig) -> None:
     bad = [5, 6, 700]
     await narrow(plain)

@@ -411,7 +411,7 @@ async def test_a_block_that_was_done_and_is_written_again_is_found_after_a_kill(
     kept: list[Block] = []
     spool.append(block, kept.append, refused)
     await until(lambda: len(kept) == 1, "it is kept")
-    spool.done("things", "", [block])
+    spool.done("things", [block])
     spool.revive(block, kept.append)
     await until(lambda: len(kept) == 2, "it is kept again")
     numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
@@ -420,6 +420,113 @@ async def test_a_block_that_was_done_and_is_written_again_is_found_after_a_kill(
     spool.drop(block)
     assert [found.data for found in await spool.load("things", 1 << 20)] == [b"a block"]
     await spool.stop()
+    numbers.close()
+    numbers_after.close()
+
+
+@pytest.mark.parametrize("failed", ["first", "second"])
+async def test_a_request_for_two_tables_is_refused_for_both_or_stored_in_both(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: str
+) -> None:
+    """One of its blocks cannot be synced: where the other is kept already it is written again."""
+    monkeypatch.setattr("gateway.delivery.writer.GROUP_BYTES_MAX", 1)
+    monkeypatch.setattr("gateway.delivery.spool.AGAIN_S", 0.01)
+    disk = Recording()
+    async with rig(engine, tmp_path / "a", tables=(things(), things("others")), disk=disk) as rig_:
+        disk.go.clear()
+        before = rig_.send([0])
+        await until(disk.held.is_set, "the disk is held")
+        try:
+            with rig_.delivery.rows("p", 1_000) as rows:
+                for table in ("things", "others"):
+                    write(rows.columns(table), numbered([1]))
+                receipt = rows.commit()
+            await until(lambda: not any(uncut(rig_).values()), "they are cut")
+            disk.fails = failing("sync", errno.EIO, after=1 if failed == "first" else 2)
+        finally:
+            disk.go.set()
+        await before.wait()
+        if failed == "first":
+            with pytest.raises(Overloaded):
+                await receipt.wait()
+            await until(lambda: rig_.metrics.rows_refused.values == {("things",): 1, ("others",): 1}, "both are")
+        else:
+            await receipt.wait()
+        await rig_.flush()
+        there = [1] if failed == "second" else []
+        assert (await rig_.stored(), await rig_.stored("others")) == ([0, *there], there)
+        rig_.check_counters()
+        await rig_.delivery.stop(5.0)
+        async with rig(
+            engine, killed(tmp_path / "a", tmp_path / "b"), tables=(things(), things("others")), plan=AWAY
+        ) as after:
+            await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
+            assert after.metrics.rows_recovered.values == {}
+
+
+async def test_rows_that_wait_in_one_file_do_not_keep_all_later_ones(tmp_path: Path) -> None:
+    """Much of the first is left, and each of the others speaks of the one before it."""
+    numbers, spool = opened(tmp_path / "a")
+    spool.start()
+    await spool.recover()
+    kept: list[Block] = []
+
+    async def append(size: int) -> Block:
+        block = Block("things", "p", numbers.next(), 1, bytes(size), 0.0, durability=Durability.DISK)
+        spool.append(block, kept.append, refused)
+        await until(lambda: block in kept, "it is kept")
+        return block
+
+    waits, last = await append(400_000), await append(600_000)
+    for _ in range(10):
+        block = await append(1_000_000)
+        spool.done("things", [last])
+        last = block
+    spool.done("things", [last])
+    while True:
+        spool.sweep(hurry=True)
+        if not await spool.compact():
+            break
+    await until(lambda: len(list(numbers.place.glob("*.seg"))) <= 2, "what nobody needs is given back")
+    assert list(spool.ledger.held) == [waits.frame]
+    await spool.stop()
+    numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
+    backlog, _ = await after.recover()
+    assert backlog.frames == 1
+    assert [block.frame for block in await after.load("things", 1 << 20)] == [waits.frame]
+    numbers.close()
+    numbers_after.close()
+
+
+async def test_a_copy_that_could_not_be_synced_of_a_block_that_is_done_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done while it is copied, and the copy is there all the same."""
+    monkeypatch.setattr("gateway.delivery.compaction.SPARSE_SEGMENTS_MIN", 0)
+    disk = Recording()
+    numbers, spool = opened(tmp_path / "a", disk)
+    spool.start()
+    await spool.recover()
+    sizes = (900_000, 10, 900_000)
+    blocks = [Block("things", "p", numbers.next(), 1, bytes(size), 0.0, durability=Durability.DISK) for size in sizes]
+    kept: list[Block] = []
+    for block in blocks:
+        spool.append(block, kept.append, refused)
+    await until(lambda: len(kept) == 3, "they are kept")
+    spool.done("things", blocks[:1])
+    disk.go.clear()
+    disk.held.clear()
+    compacting = asyncio.create_task(spool.compact())
+    await until(disk.held.is_set, "the copy is being synced")
+    spool.done("things", blocks[1:2])
+    disk.fails = failing("sync", errno.EIO)
+    disk.go.set()
+    assert await compacting
+    await spool.stop()
+    numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
+    backlog, _ = await after.recover()
+    assert backlog.frames == 1, "the block that was not done"
+    assert after.ledger.live_bytes > 900_000
     numbers.close()
     numbers_after.close()
 
@@ -486,10 +593,11 @@ async def test_a_segment_that_cannot_be_read_keeps_no_other_waiting(
     numbers_after.close()
 
 
-def opened(directory: Path) -> tuple[FrameNumbers, Spool]:
+def opened(directory: Path, disk: Disk | None = None) -> tuple[FrameNumbers, Spool]:
     """A spool alone."""
     numbers = FrameNumbers(directory)
-    return numbers, Spool(numbers.place, numbers, segment_bytes=1 << 20, reserve_bytes=1 << 16, audit_s=100.0)
+    spool = Spool(numbers.place, numbers, segment_bytes=1 << 20, reserve_bytes=1 << 16, audit_s=100.0, disk=disk)
+    return numbers, spool
 
 
 def refused(block: Block, error: OSError) -> None:
