@@ -26,6 +26,7 @@ from gateway.delivery.block import Durability
 from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.idempotency import Idempotency
 from gateway.delivery.settings import Settings
 from gateway.dialects import NEVER_RETRYING, registry
 from gateway.engines import clickhouse_client
@@ -62,17 +63,23 @@ class App:
     """A worker's gateway. ``start`` once, then ``stop`` once, also after a ``start`` that failed.
 
     ``config`` names the engines. ``slots``: the first is this worker's own; what others hold is to be
-    finished. ``listen``: the sockets where senders connect. ``buckets``: memory of the keys' rates that
-    is shared with the other workers.
+    finished. ``listen``: the sockets where senders connect. ``buckets``, ``claims``: memories of the keys' rates and of
+    idempotency keys that are shared with the other workers.
     """
 
     def __init__(
-        self, config: Config, *, slots: Sequence[int], listen: Sequence[socket.socket], buckets: int | None
+        self,
+        config: Config,
+        *,
+        slots: Sequence[int],
+        listen: Sequence[socket.socket],
+        buckets: int | None = None,
+        claims: int | None = None,
     ) -> None:
         self.config = config
         self.directory = DataDir(config.data_path)
         self.metrics = Metrics()
-        self._slots, self._listen, self._buckets = slots, listen, buckets
+        self._slots, self._listen, self._buckets, self._claims = slots, listen, buckets, claims
         self._not_ready = "starting"
         self._parts = AsyncExitStack()
         self._ingest: IngestServer | None = None
@@ -171,6 +178,12 @@ class App:
         for slot in self._slots[1:]:
             adopt(frames, slot)
         self._parts.callback(frames.close)
+        keys = Idempotency(
+            self._claims,
+            slots=self._slots,
+            keys_max=settings.idempotency_keys_max,
+            keep_s=settings.idempotency_ms / 1000,
+        )
         delivery = Delivery(
             schema.TABLES,
             clickhouse,
@@ -197,6 +210,7 @@ class App:
             ),
             frames=frames,
             metrics=self.metrics,
+            keys=keys,
         )
         await delivery.start()
         self._parts.push_async_callback(self._stop_delivery, delivery)

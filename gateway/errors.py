@@ -13,6 +13,7 @@
     |   +-- Conflict              409  what is to be made is there already and does not change
     |   +-- TooLarge              413  over a size limit, on the wire or once decompressed or decoded
     |   +-- UnsupportedMedia      415  a content type or encoding this path does not take
+    |   +-- KeyReused             422  an Idempotency-Key that was used for another body
     |   +-- RateLimited           429  too many requests with this key
     |   +-- Disconnected               the sender went away; nobody is left to read a reply
     +-- GatewayError            our side; the sender should send the same again later
@@ -168,6 +169,13 @@ class UnsupportedMedia(SenderError):
 
     status = 415
     reason = "media_type"
+
+
+class KeyReused(SenderError):
+    """An Idempotency-Key that was used for another body."""
+
+    status = 422
+    reason = "idempotency_key"
 
 
 class RateLimited(SenderError):

@@ -7,7 +7,8 @@ Two identities hold at any moment, and a test holds them:
     requests_received = requests_accepted + requests_refused + requests in flight
     rows_accepted + rows_recovered =
         rows_stored + rows_dead_lettered + rows_refused + rows_damaged + rows_buffered   (per table)
-and of the records in the requests that were decoded: records_received = records_accepted + records_rejected.
+and of the records in the requests that were decoded: records_received = records_accepted
++ records_rejected + records_repeated.
 """
 
 from __future__ import annotations
@@ -181,11 +182,15 @@ class Metrics(Table):
         self.requests_received = Counter("requests_received", "Requests whose path a dialect answers.", by_dialect)
         self.requests_accepted = Counter("requests_accepted", "Requests answered with a 2xx.", by_dialect)
         self.requests_refused = Counter("requests_refused", "Requests answered with an error.", ("dialect", "reason"))
+        self.requests_repeated = Counter(
+            "requests_repeated", "Accepted requests whose Idempotency-Key had been kept before.", by_dialect
+        )
         self.request_seconds = Histogram("request_seconds", "From first header to answer.", _SECONDS, by_dialect)
         self.body_bytes = Counter("body_bytes", "Bytes of request bodies as sent.", by_dialect)
         self.records_received = Counter("records_received", "Records in the requests that were decoded.", by_dialect)
         self.records_accepted = Counter("records_accepted", "Records that became rows.", by_dialect)
         self.records_rejected = Counter("records_rejected", "Records that did not.", ("dialect", "reason"))
+        self.records_repeated = Counter("records_repeated", "Records of repeated requests.", by_dialect)
         self.attributes_cut = Counter("attributes_cut", "Attributes, keys and values cut at a cap.", by_dialect)
         self.timestamps_clamped = Counter("timestamps_clamped", "Timestamps outside the table's range.", by_dialect)
         self.rows_accepted = Counter("rows_accepted", "Rows taken into the buffers.", ("table",))
@@ -201,6 +206,9 @@ class Metrics(Table):
             "rows_dead_lettered", "Rows ClickHouse will never take, kept for `weir replay`.", ("table",)
         )
         self.rows_damaged = Counter("rows_damaged", "Rows the disk has lost; see quarantine/.", ("table",))
+        self.idempotency_keys_displaced = Gauge(
+            "idempotency_keys_displaced", "Idempotency-Keys that had to make room for newer ones before their time."
+        )
         self.spool_bytes = Gauge("spool_bytes", "Bytes on disk of rows not yet stored.")
         self.spool_capacity_bytes = Gauge("spool_capacity_bytes", "What the spool may take of the disk.")
         self.spool_disk_bytes = Gauge("spool_disk_bytes", "Size of the spool's files.")

@@ -8,6 +8,7 @@ import os
 from gateway.delivery.deadletter import DeadLetters, DeadLettersBusy
 from gateway.delivery.disk import Disk
 from gateway.delivery.frames import FrameNumbers, SlotTaken, lock_slot, slot_place
+from gateway.delivery.keyfiles import found_files
 from gateway.delivery.segments import SegmentName, found_segments
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,8 @@ def adopt(numbers: FrameNumbers, slot: int, disk: Disk | None = None) -> int:
 
     A slot that a process has open keeps its own, and one whose dead letters are being replayed. Nothing is
     copied, and a crash leaves each segment in one of the two places, in an order that holds: what speaks of a
-    segment has a higher ordinal than it, and dead letters go before their frames.
+    segment has a higher ordinal than it, and dead letters go before their frames. The keys of frames that are gone
+    come along.
     """
     place = slot_place(numbers.place.parent, slot)
     if not place.is_dir():
@@ -37,6 +39,8 @@ def adopt(numbers: FrameNumbers, slot: int, disk: Disk | None = None) -> int:
         orphans = found_segments(place)
         ours = found_segments(numbers.place)
         ordinal = ours[-1][0].ordinal + 1 if ours else 1
+        for _, path in found_files(place):
+            path.rename(numbers.place / path.name)
         for shift, (name, path) in enumerate(orphans):
             path.rename(numbers.place / SegmentName(ordinal + shift, name.id).file)
         for directory in (numbers.place, place):

@@ -105,10 +105,23 @@ class Block:
 
     ``data``: compressed Native, what an insert sends. ``since``: the clock when its first row came.
     ``place``: where the spool has it, None before that and for what is kept in memory alone. ``suspect``:
-    it may be stored already, for what said so may have been damaged.
+    it may be stored already, for what said so may have been damaged. ``keys``: entries of the requests in it
+    that have an idempotency key; a block that was read from disk has none in memory.
     """
 
-    __slots__ = ("data", "durability", "frame", "place", "project_id", "promise", "rows", "since", "suspect", "table")
+    __slots__ = (
+        "data",
+        "durability",
+        "frame",
+        "keys",
+        "place",
+        "project_id",
+        "promise",
+        "rows",
+        "since",
+        "suspect",
+        "table",
+    )
 
     def __init__(
         self,
@@ -123,6 +136,7 @@ class Block:
         promise: Promise | None = None,
         place: Place | None = None,
         suspect: bool = False,
+        keys: bytes = b"",
     ) -> None:
         self.table = table
         self.project_id = project_id
@@ -134,6 +148,7 @@ class Block:
         self.promise = promise or Promise()
         self.place = place
         self.suspect = suspect
+        self.keys = keys
 
     @property
     def on_disk(self) -> Place:
@@ -145,7 +160,7 @@ class Block:
     @property
     def held_bytes(self) -> int:
         """What it costs in memory."""
-        return len(self.data) + BLOCK_OVERHEAD_BYTES
+        return len(self.data) + len(self.keys) + BLOCK_OVERHEAD_BYTES
 
 
 class Receipt:

@@ -32,6 +32,7 @@ from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.disk import Disk
 from gateway.delivery.flusher import Flusher
 from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.idempotency import Claim, Idempotency
 from gateway.delivery.progress import Progress
 from gateway.delivery.ring import Ring, RowsApart, RowsHandle, Stock
 from gateway.delivery.room import Room
@@ -75,8 +76,12 @@ class Delivery:
         random: Callable[[], float] = randomness.random,
         open_columns: Callable[[Sequence[tuple[str, str]]], Columns] = Columns,
         disk: Disk | None = None,
+        keys: Idempotency | None = None,
     ) -> None:
         self._settings = settings
+        self._keys = keys or Idempotency(
+            None, slots=(frames.slot,), keys_max=settings.keys_max, keep_s=settings.keys_ms / 1000, wall=wall
+        )
         self._clock = clock
         self._metrics = metrics
         self._open_columns = open_columns
@@ -96,6 +101,7 @@ class Delivery:
             clock=clock,
             wall=wall,
             disk=disk,
+            keys=self._keys,
         )
         self._spool.on_damaged = self._damaged
         self._congestion = Congestion(clock)
@@ -193,6 +199,13 @@ class Delivery:
         """The same for a large request: its rows are written and cut by another thread meanwhile."""
         return RowsApart(*self._way_in(project_id, expected_bytes, durability))
 
+    async def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
+        """Claim an idempotency key for a request to ``path``; its ``commit`` then takes the claim.
+
+        Raises KeyReused when it was used for another body; Overloaded when it is under way, or cannot be known yet.
+        """
+        return await self._keys.claim(project_id, path, key, body)
+
     async def flush(self) -> None:
         """Return when everything accepted before the call is stored, however long that takes."""
         await self._spool.recovered.wait()
@@ -281,6 +294,8 @@ class Delivery:
     def _kept(self, block: Block) -> None:
         """A block is in the spool."""
         self._congestion.leave()
+        if block.keys:
+            self._keys.kept(block.keys)
         block.promise.reach(min(block.durability, Durability.DISK))
         shard = self._shard(block.project_id)
         ring, flusher = self._rings[shard], self._flushers[shard]
@@ -303,8 +318,12 @@ class Delivery:
         self._congestion.leave()
         shard = self._shard(block.project_id)
         if block.durability <= block.promise.reached:
+            if block.keys:
+                self._keys.kept(block.keys)
             self._flushers[shard].take(block)
             return
+        if block.keys:
+            self._keys.refused(block.keys)
         self._unkept[block.table, error.strerror or "no reason given"] += block.rows
         self._rings[shard].release(block.table, block.rows, block.held_bytes)
         self._metrics.rows_refused.add(block.rows, block.table)
@@ -441,6 +460,7 @@ class Delivery:
         metrics.inserts_in_flight.read = lambda: {
             (str(ring.shard),): flusher.in_flight for ring, flusher in zip(self._rings, self._flushers, strict=True)
         }
+        metrics.idempotency_keys_displaced.read = lambda: {(): self._keys.displaced}
         metrics.spool_bytes.read = lambda: {(): self._room.used_bytes}
         metrics.spool_capacity_bytes.read = lambda: {(): self._room.bytes_max}
         metrics.spool_disk_bytes.read = lambda: {(): self._spool.ledger.disk_bytes}

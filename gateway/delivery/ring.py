@@ -25,6 +25,8 @@ from gateway._native import Columns
 from gateway.delivery.block import Block, Durability, Promise, Receipt, tie
 from gateway.delivery.drain import Drain
 from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.idempotency import Claim
+from gateway.delivery.segments import KEY_BYTES, KEYS_MAX
 from gateway.delivery.settings import Settings
 from gateway.errors import Overloaded, TooLarge
 from gateway.metrics import Metrics
@@ -81,6 +83,7 @@ class _Open:
         "held",
         "held_bytes",
         "key",
+        "keys",
         "promise",
         "rows_before",
         "since",
@@ -91,12 +94,17 @@ class _Open:
         self.key = key
         self.durability = Durability.MEMORY
         self.promise = Promise()
+        self.keys = b""
         self.stock = stock
         self.columns = stock.take()
         self.since = since
         self.held = False
         self.held_bytes = 0
         self.rows_before = self.bytes_before = 0
+
+    def is_full(self, block_bytes: int) -> bool:
+        """Whether it is time to cut it."""
+        return self.columns.bytes >= block_bytes or len(self.keys) == KEYS_MAX * KEY_BYTES
 
 
 class RowsHandle:
@@ -137,9 +145,12 @@ class RowsHandle:
         self._opened.append(opened)
         return opened.columns
 
-    def commit(self) -> Receipt:
-        """Keep what was written. Raises Overloaded or TooLarge when it came to more than there is room for."""
-        receipt = self._ring.keep(self._opened, self._bytes, self._durability)
+    def commit(self, claim: Claim | None = None) -> Receipt:
+        """Keep what was written, but for what the claim says is kept already.
+
+        Raises Overloaded or TooLarge when it came to more than there is room for.
+        """
+        receipt = self._ring.keep(self._opened, self._bytes, self._durability, claim)
         self._opened, self._bytes = [], 0
         return receipt
 
@@ -186,9 +197,12 @@ class RowsApart:
             if columns.rows:
                 self._blocks.append(await self._ring.cut_apart(stock, columns, self._project_id, self._durability))
 
-    def commit(self) -> Receipt:
-        """Keep what was cut. Raises Overloaded or TooLarge when it came to more than there is room for."""
-        receipt = self._ring.keep_blocks(self._blocks, self._bytes, self._durability)
+    def commit(self, claim: Claim | None = None) -> Receipt:
+        """Keep what was cut, but for what the claim says is kept already.
+
+        Raises Overloaded or TooLarge when it came to more than there is room for.
+        """
+        receipt = self._ring.keep_blocks(self._blocks, self._bytes, self._durability, claim)
         self._bytes = 0
         return receipt
 
@@ -257,8 +271,14 @@ class Ring:
         opened.columns.mark()
         return opened
 
-    def keep(self, opened: list[_Open], reserved: int, durability: Durability) -> Receipt:
+    def keep(self, opened: list[_Open], reserved: int, durability: Durability, claim: Claim | None = None) -> Receipt:
         """Keep what was written since ``open``, at its real size instead of the reserved one."""
+        repeated: list[_Open] = []
+        if claim is not None:
+            tables = {each.stock.name for each in opened if each.columns.rows > each.rows_before}
+            kept_before = claim.repeated(tables)
+            repeated = [each for each in opened if each.stock.name in kept_before]
+            opened = [each for each in opened if each not in repeated]
         grown = 0
         for each in opened:
             grown += each.columns.bytes - each.bytes_before
@@ -268,6 +288,11 @@ class Ring:
             raise self._refusal(grown, extra=grown - reserved)
         self.held_bytes += grown - reserved
         self.reserved_bytes -= reserved
+        if claim is not None:
+            self.take_back(repeated, 0)
+            entries = claim.entries(tables)
+            for each in opened:
+                each.keys += entries.get(each.stock.name, b"")
         receipt = self._receipt([each.promise for each in opened if each.columns.rows > each.rows_before], durability)
         for each in opened:
             each.durability = max(each.durability, durability)
@@ -275,7 +300,7 @@ class Ring:
         if len(self._open) > self._settings.open_columns_max:
             self._cut_safely(list(self._open.values()))
         else:
-            self._cut_safely([each for each in opened if each.columns.bytes >= self._settings.block_bytes])
+            self._cut_safely([each for each in opened if each.is_full(self._settings.block_bytes)])
         if self._timer is None and self._open:
             self._start_timer()
         return receipt
@@ -288,13 +313,24 @@ class Ring:
         )
         return Block(stock.name, project_id, frame, rows, data, since, durability=durability)
 
-    def keep_blocks(self, blocks: Sequence[Block], reserved: int, durability: Durability) -> Receipt:
-        """Keep blocks that were cut apart, at their real size instead of the reserved one."""
+    def keep_blocks(
+        self, blocks: Sequence[Block], reserved: int, durability: Durability, claim: Claim | None = None
+    ) -> Receipt:
+        """Keep blocks that were cut apart, one per table, at their real size instead of the reserved one."""
+        tables = [block.table for block in blocks]
+        if claim is not None:
+            repeated = claim.repeated(tables)
+            blocks = [block for block in blocks if block.table not in repeated]
         grown = sum(block.held_bytes for block in blocks)
         if self.held_bytes - reserved + grown > self.bytes_max:
             raise self._refusal(grown, extra=grown - reserved)
         self.held_bytes += grown - reserved
         self.reserved_bytes -= reserved
+        if claim is not None:
+            entries = claim.entries(tables)
+            for block in blocks:
+                block.keys = entries[block.table]
+                self.held_bytes += len(block.keys)
         receipt = self._receipt([block.promise for block in blocks], durability)
         for block in blocks:
             self.rows[block.table] = self.rows.get(block.table, 0) + block.rows
@@ -358,7 +394,9 @@ class Ring:
     def _receipt(self, promises: Sequence[Promise], durability: Durability) -> Receipt:
         if len(promises) > 1:
             tie(promises)
-        return Receipt(promises, durability, stored_s_max=self._settings.stored_ms_max / 1000)
+        # Of what an earlier request had kept nobody here knows whether it is stored.
+        known = durability if promises else min(durability, Durability.DISK)
+        return Receipt(promises, known, stored_s_max=self._settings.stored_ms_max / 1000)
 
     def _count(self, opened: _Open) -> None:
         table = opened.stock.name
@@ -390,6 +428,7 @@ class Ring:
             opened.since,
             durability=opened.durability,
             promise=opened.promise,
+            keys=opened.keys,
         )
         self.held_bytes += block.held_bytes - opened.held_bytes
         self._put_away(opened, grown_to_bytes)

@@ -8,20 +8,24 @@ by its name. Ordinals only say which is older.
     header    0 magic "WEIRSPL\\n" | 8 version u32 | 12 zero u32 | 16 id u64 | 24 milliseconds since 1970 u64
               | 32 zeros | 60 CRC32C of the 60 before                                    (64 bytes)
     frame     0 magic | 4 CRC of the head | 8 CRC of the payload | 12 payload bytes u32
-              | 16 type u8 | 17 table bytes u8 | 18 project bytes u8 | 19 zero | 20 rows u32
+              | 16 type u8 | 17 table bytes u8 | 18 project bytes u8 | 19 keys u8 | 20 rows u32
               | 24 number u64 | 32 milliseconds since 1970 u64 | 40 origin u64            (48 bytes)
-              | table | project | payload | zeros up to a multiple of 8
+              | table | project | payload | keys | zeros up to a multiple of 8
     DATA      one block of one table, compressed: the very bytes an insert sends. ``number`` is the
               block's frame number. With an ``origin`` it is a copy and takes the place of the frame of
-              that number in the segment of that id.
+              that number in the segment of that id. Its keys are 32 bytes each: whose rows they are, of the
+              requests that said so (``idempotency.py``).
     SEAL      a batch: token bytes u8 | token | (segment id u64, frame number u64) of each of its blocks
     DONE      the same without token (0): ClickHouse has these frames
-    SKIP      the same: these frames are not to be inserted (dead-lettered, damaged, or never promised)
+    SKIP      the same: these frames are not to be inserted (dead-lettered or damaged). With the token "void" they
+              were never promised: their senders were told so, and their keys stand for nothing.
+
+Version 1 is the same without keys.
 
 All numbers are little-endian. Both CRCs are CRC32C, seeded with (segment id, offset of the
 frame): a frame that is left over from another file, or was written to another place, does not
 pass. The head's covers all of the head behind it and both names, so that a chain of heads can be
-walked without reading payloads.
+walked without reading payloads. The payload's covers the keys too.
 
 Invariants, which the spool keeps and the reader may rely on:
   * A segment is written from front to back, by one process, and never again after it was left.
@@ -49,22 +53,25 @@ from pathlib import Path
 
 from gateway._native import crc32c
 
-VERSION = 1
+VERSION = 2
+VERSIONS_READ = (1, 2)
 MAGIC = b"WEIRSPL\n"
 FRAME_MAGIC = b"\xf5WF\n"
 HEADER_BYTES = 64
 HEAD_BYTES = 48
 ALIGNMENT = 8
 NAME_BYTES_MAX = 255
+KEY_BYTES, KEYS_MAX = 32, 255
+VOID = "void"
 
 _HEADER = struct.Struct("<8sI4xQQ28x")
-_HEAD = struct.Struct("<4sIIIBBBxIQQQ")
-_BEHIND_HEAD_CRC = struct.Struct("<IIBBBxIQQQ")
+_HEAD = struct.Struct("<4sIIIBBBBIQQQ")
+_BEHIND_HEAD_CRC = struct.Struct("<IIBBBBIQQQ")
 _SEED = struct.Struct("<QQ")
 _CRC = struct.Struct("<I")
 _NAME = re.compile(r"([0-9a-f]{10})-([0-9a-f]{16})\.seg")
 _WINDOW_BYTES_MIN, _WINDOW_BYTES = 512, 1 << 20
-_MAYBE_HEAD = re.compile(re.escape(FRAME_MAGIC) + rb"(?=.{12}[\x01-\x04]..\0)", re.DOTALL)
+_MAYBE_HEAD = re.compile(re.escape(FRAME_MAGIC) + rb"(?=.{12}[\x01-\x04])", re.DOTALL)
 
 
 class Kind(IntEnum):
@@ -103,7 +110,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame without its payload, as found at ``place``."""
+    """A frame without its payload, as found at ``place``. Its keys stand behind the payload."""
 
     place: Place
     kind: Kind
@@ -116,6 +123,7 @@ class Frame:
     payload_crc: int
     payload_at: int
     payload_bytes: int
+    keys_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +166,8 @@ def header_fault(name: SegmentName, start: bytes) -> str:
     magic, version, id_, _ = _HEADER.unpack_from(start)
     if magic != MAGIC:
         return "it is not a segment of a spool"
-    if version != VERSION:
-        raise ForeignSegment(errno.EPROTO, f"format version {version}, and this version of Weir reads {VERSION}")
+    if version not in VERSIONS_READ:
+        raise ForeignSegment(errno.EPROTO, f"format version {version}, and this version of Weir reads up to {VERSION}")
     return "" if id_ == name.id else "it is another segment under this name"
 
 
@@ -175,16 +183,18 @@ def framed(
     rows: int = 0,
     at_ms: int = 0,
     origin: int = 0,
-) -> tuple[bytes, int]:
-    """What stands before ``payload`` in a frame at ``offset``, and how many zeros behind it."""
+    keys: bytes = b"",
+) -> tuple[bytes, bytes]:
+    """What stands before ``payload`` in a frame at ``offset``, and what behind it."""
     table_bytes, project_bytes = table.encode(), project_id.encode()
     seed = name.seed(offset)
     behind = _BEHIND_HEAD_CRC.pack(
-        crc32c(payload, seed),
+        crc32c(keys, crc32c(payload, seed)),
         len(payload),
         kind,
         len(table_bytes),
         len(project_bytes),
+        len(keys) // KEY_BYTES,
         rows,
         number,
         at_ms,
@@ -192,12 +202,12 @@ def framed(
     )
     rest = behind + table_bytes + project_bytes
     head = FRAME_MAGIC + _CRC.pack(crc32c(rest, seed)) + rest
-    return head, -(len(head) + len(payload)) % ALIGNMENT
+    return head, keys + bytes(-(len(head) + len(payload)) % ALIGNMENT)
 
 
-def framed_bytes(payload_bytes: int, table: str = "", project_id: str = "") -> int:
+def framed_bytes(payload_bytes: int, table: str = "", project_id: str = "", keys_bytes: int = 0) -> int:
     """The size of a frame on disk."""
-    unpadded = HEAD_BYTES + len(table.encode()) + len(project_id.encode()) + payload_bytes
+    unpadded = HEAD_BYTES + len(table.encode()) + len(project_id.encode()) + payload_bytes + keys_bytes
     return unpadded + -unpadded % ALIGNMENT
 
 
@@ -259,13 +269,13 @@ class SegmentReader:
         start = self._read(offset, HEAD_BYTES + 2 * NAME_BYTES_MAX)
         if len(start) < HEAD_BYTES or not start.startswith(FRAME_MAGIC):
             return None
-        _, crc, payload_crc, payload_bytes, kind, table_bytes, project_bytes, rows, number, at_ms, origin = (
+        _, crc, payload_crc, payload_bytes, kind, table_bytes, project_bytes, keys, rows, number, at_ms, origin = (
             _HEAD.unpack_from(start)
         )
         names_end = HEAD_BYTES + table_bytes + project_bytes
         if len(start) < names_end or crc32c(start[8:names_end], self.name.seed(offset)) != crc:
             return None
-        whole_bytes = names_end + payload_bytes
+        whole_bytes = names_end + payload_bytes + keys * KEY_BYTES
         whole_bytes += -whole_bytes % ALIGNMENT
         if offset + whole_bytes > self.end or kind not in Kind.__members__.values():
             return None
@@ -286,17 +296,20 @@ class SegmentReader:
             payload_crc,
             offset + names_end,
             payload_bytes,
+            keys * KEY_BYTES,
         )
 
     def payload(self, frame: Frame) -> bytes | None:
-        """The payload of a frame, None when it is damaged."""
-        payload = self._read(frame.payload_at, frame.payload_bytes)
-        if (
-            len(payload) < frame.payload_bytes
-            or crc32c(payload, self.name.seed(frame.place.offset)) != frame.payload_crc
-        ):
+        """The payload of a frame, None when it or its keys are damaged."""
+        whole_bytes = frame.payload_bytes + frame.keys_bytes
+        whole = self._read(frame.payload_at, whole_bytes)
+        if len(whole) < whole_bytes or crc32c(whole, self.name.seed(frame.place.offset)) != frame.payload_crc:
             return None
-        return payload
+        return whole[: frame.payload_bytes] if frame.keys_bytes else whole
+
+    def keys(self, frame: Frame) -> bytes:
+        """The keys of a frame, unchecked."""
+        return self._read(frame.payload_at + frame.payload_bytes, frame.keys_bytes)
 
     def members(self, frame: Frame) -> tuple[str, list[Member]] | None:
         """(token, members) of a SEAL, DONE or SKIP, None when it is damaged."""

@@ -41,11 +41,14 @@ from gateway.delivery.block import Block, Durability
 from gateway.delivery.compaction import Compaction
 from gateway.delivery.disk import Disk
 from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.idempotency import Idempotency
+from gateway.delivery.keyfiles import KeyFiles
 from gateway.delivery.ledger import Ledger, Segment
 from gateway.delivery.quarantine import Quarantine
 from gateway.delivery.seals import Sealed, disjoint
 from gateway.delivery.segments import (
     HEADER_BYTES,
+    VOID,
     Damage,
     Frame,
     Kind,
@@ -55,7 +58,7 @@ from gateway.delivery.segments import (
     found_segments,
     listed,
 )
-from gateway.delivery.walk import walk_segments
+from gateway.delivery.walk import Walk, walk_segments
 from gateway.delivery.writer import Entry, Left, Opened, Writer
 
 log = logging.getLogger(__name__)
@@ -75,7 +78,8 @@ class Backlog:
 class Spool:
     """The spool of one slot. Belongs to one event loop; ``recover`` and ``load`` read in threads of their own.
 
-    ``numbers`` says which slot, and must stay open as long as this is. ``clock`` gives seconds that
+    ``numbers`` says which slot, and must stay open as long as this is. ``keys``: where to look for the idempotency
+    keys of what it holds, and to make them known after a start. ``clock`` gives seconds that
     never go back, ``wall`` seconds since 1970.
     """
 
@@ -90,6 +94,7 @@ class Spool:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         disk: Disk | None = None,
+        keys: Idempotency | None = None,
     ) -> None:
         self.directory = directory
         self.on_damaged: Callable[[Block], None] = lambda block: None
@@ -99,6 +104,8 @@ class Spool:
         self._unwritten: dict[int, Block] = {}
         self._later: dict[int, tuple[asyncio.TimerHandle, Callable[[], None]]] = {}
         self._disk = disk or Disk()
+        self._keys = keys
+        self._key_files = KeyFiles(directory, self._disk, keys, numbers.next) if keys is not None else None
         self._audit_s = audit_s
         self._clock = clock
         self._wall = wall
@@ -193,7 +200,7 @@ class Spool:
 
         def entered(block: Block) -> None:
             if promise.fate is False and not is_promised():
-                self.skip(block.table, [block])
+                self._settle(Kind.SKIP, block.table, [block], VOID)
                 failed(block, OSError(errno.ECANCELED, "other rows of the same requests could not be"))
             else:
                 promise.decide(kept=True)
@@ -208,7 +215,7 @@ class Spool:
                 return
             if segment is not None:
                 # The file may hold it all the same, and its sender is told otherwise.
-                self._say(Kind.SKIP, block.table, [(segment, block.frame)])
+                self._say(Kind.SKIP, block.table, [(segment, block.frame)], VOID)
             failed(block, error)
 
         self._write(block, 0, entered, refused)
@@ -244,6 +251,7 @@ class Spool:
                 rows=block.rows,
                 at_ms=int(self._wall() * 1000),
                 origin=origin,
+                keys=block.keys,
                 synced=block.durability >= Durability.DISK or origin != 0,
                 written=partial(block.promise.reach, Durability.OS),
             )
@@ -293,6 +301,8 @@ class Spool:
         self._is_suspect = bool(self._quarantine.damaged_bytes or walk.unreadable)
         if walk.oldest_ms is not None:
             self._oldest = self._clock() - max(0.0, self._wall() - walk.oldest_ms / 1000)
+        if self._keys is not None:
+            await asyncio.to_thread(self._find_keys, self._keys, walk)
         self.recovered.set()
         return Backlog(walk.rows, sum(walk.frames.values())), open_seals
 
@@ -361,7 +371,7 @@ class Spool:
         """
         if self.recovered.is_set():
             for segment in self.ledger.removable(self._clock(), 0.0 if hurry else self._audit_s):
-                self._writer.remove(segment.path)
+                self._writer.remove(segment.path, partial(self._keep_keys, segment))
 
     async def compact(self) -> bool:
         """Give back the disk of one segment in which little is left; false when there was none worth it."""
@@ -403,7 +413,7 @@ class Spool:
         self.ledger.held[block.frame] = block
         self.ledger.add(block.project_id, place)
 
-    def _settle(self, kind: Kind, table: str, blocks: Sequence[Block]) -> None:
+    def _settle(self, kind: Kind, table: str, blocks: Sequence[Block], token: str = "") -> None:
         on_disk = [block for block in blocks if block.place is not None]
         members: list[Member] = []
         for block in on_disk:
@@ -413,18 +423,18 @@ class Spool:
             self.ledger.ghosts.pop(block.frame, None)
         self.ledger.unseal(block.frame for block in on_disk)
         if members:
-            self._say(kind, table, members)
+            self._say(kind, table, members, token)
 
-    def _say(self, kind: Kind, table: str, members: list[Member]) -> None:
+    def _say(self, kind: Kind, table: str, members: list[Member], token: str = "") -> None:
         """Write down what became of frames, at some time: until then a restart would only ask again."""
 
         def kept(place: Place) -> None:
             self.ledger.segments[place.segment].names.update(segment for segment, _ in members)
 
         def failed(error: OSError, _: int | None) -> None:
-            asyncio.get_running_loop().call_later(AGAIN_S, self._say, kind, table, members)
+            asyncio.get_running_loop().call_later(AGAIN_S, self._say, kind, table, members, token)
 
-        self._writer.append(Entry(kind, listed(members), kept, failed, table=table, synced=kind == Kind.SKIP))
+        self._writer.append(Entry(kind, listed(members, token), kept, failed, table=table, synced=kind == Kind.SKIP))
 
     def _give_up(self, block: Block) -> None:
         """The disk has lost this block."""
@@ -465,6 +475,27 @@ class Spool:
                 loaded.append(self._block(reader, found))
                 loaded_bytes += found.payload_bytes
         return loaded, None
+
+    def _find_keys(self, keys: Idempotency, walk: Walk) -> None:
+        """Make known whose requests' rows are here, or were."""
+        if self._key_files is not None:
+            self._key_files.load()
+        keys.found(b"".join(walk.keys))
+        keys.all_found()
+
+    def _keep_keys(self, segment: Segment) -> None:
+        """See that the keys of a segment outlive it. Raises OSError where they cannot be written."""
+        if self._key_files is None:
+            return
+        try:
+            with SegmentReader(segment.path, segment.name, segment.end) as reader:
+                frames = (found for found in reader.frames() if isinstance(found, Frame) and found.keys_bytes)
+                entries = b"".join(map(reader.keys, frames))
+        except OSError as error:
+            log.error("spool: the keys in %s are forgotten: %s", segment.name.file, error.strerror)  # noqa: TRY400
+            return
+        if entries:
+            self._key_files.keep(entries)
 
     def _load_these(self, segment: Segment, wanted: set[int]) -> list[tuple[Block, bool]]:
         with SegmentReader(segment.path, segment.name, segment.end) as reader:

@@ -12,9 +12,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gateway.delivery.frames import SEQUENCE_BITS
 from gateway.delivery.quarantine import Quarantine
 from gateway.delivery.seals import Sealed
-from gateway.delivery.segments import HEADER_BYTES, Damage, Frame, Kind, Member, Place, SegmentName, SegmentReader
+from gateway.delivery.segments import (
+    HEADER_BYTES,
+    VOID,
+    Damage,
+    Frame,
+    Kind,
+    Member,
+    Place,
+    SegmentName,
+    SegmentReader,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +81,28 @@ def _walk_one(reader: SegmentReader, walk: Walk, quarantine: Quarantine) -> None
             quarantine.take(reader, frame.place)
         else:
             walk.records(frame, *said)
-    walk.live(segment, [frame for frame in frames if frame.kind == Kind.DATA])
+    data = [frame for frame in frames if frame.kind == Kind.DATA]
+    walk.live(segment, data)
+    in_order = bool(frames) and frames[-1].place.offset + frames[-1].place.bytes == reader.end
+    _take_keys(reader, walk, [frame for frame in data if frame.keys_bytes], in_order=in_order)
+
+
+def _take_keys(reader: SegmentReader, walk: Walk, frames: Sequence[Frame], *, in_order: bool) -> None:
+    """The keys of frames that were not refused, and are there.
+
+    A segment that was left ``in_order`` ends with its last frame. In one that was not, or was the last of its life,
+    the power may have torn what nobody was promised: a key of that must not stand for rows that are lost.
+    """
+    segment = reader.name.id
+    life = segment >> SEQUENCE_BITS
+    is_last = life not in walk.lives
+    walk.lives.add(life)
+    for frame in frames:
+        if frame.number in walk.void.get(segment, ()):
+            continue
+        is_torn = (is_last or not in_order) and reader.payload(frame) is None
+        if not is_torn:
+            walk.keys.append(reader.keys(frame))
 
 
 class Walk:
@@ -89,6 +121,9 @@ class Walk:
         self.project_bytes: dict[str, int] = {}
         self.oldest_ms: int | None = None
         self.unreadable: set[int] = set()
+        self.lives: set[int] = set()
+        self.void: dict[int, set[int]] = {}
+        self.keys: list[bytes] = []
 
     def copied(self, frame: Frame) -> None:
         """A DATA frame. Where there is a newer copy of it, that takes its place, and what speaks of it means that."""
@@ -109,6 +144,9 @@ class Walk:
             self.names.setdefault(frame.place.segment, set()).update(segment for segment, _ in members)
         else:
             self.settle(frame.place.segment, members)
+            if token == VOID:
+                for segment, number in members:
+                    self.void.setdefault(segment, set()).add(number)
 
     def follow(self) -> None:
         """All is read: a SEAL means the newest copies of what it names, which may be newer or older than it."""

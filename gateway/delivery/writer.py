@@ -67,12 +67,21 @@ class Entry:
     rows: int = 0
     at_ms: int = 0
     origin: int = 0
+    keys: bytes = b""
     synced: bool = True
     written: Callable[[], None] | None = None
 
     @property
     def framed_bytes(self) -> int:
-        return framed_bytes(len(self.payload), self.table, self.project_id)
+        return framed_bytes(len(self.payload), self.table, self.project_id, len(self.keys))
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A file to be removed, and what is to be done before."""
+
+    path: Path
+    before: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +140,11 @@ class Writer:
         self._reserve_bytes = reserve_bytes
         self._tell = tell
         self._disk = disk
-        self._queue: queue.SimpleQueue[Entry | Path | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Entry | Removal | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
         self._active: _Active | None = None
-        self._removals: deque[Path] = deque()
+        self._removals: deque[Removal] = deque()
         self._pause_s = 0.0
         self._next_try = 0.0
         self._reserved: bool | None = None
@@ -153,9 +162,9 @@ class Writer:
         """Line up an entry. Entries are written in the order they come."""
         self._queue.put(entry)
 
-    def remove(self, path: Path) -> None:
-        """Remove a file once everything that was lined up before is written."""
-        self._queue.put(path)
+    def remove(self, path: Path, before: Callable[[], None]) -> None:
+        """Remove a file once everything that was lined up before is written, and ``before`` raises no OSError."""
+        self._queue.put(Removal(path, before))
 
     async def stop(self) -> None:
         """Return when everything that was lined up is written, or has failed."""
@@ -170,17 +179,17 @@ class Writer:
                 entries, removed, last = self._gathered()
                 if entries:
                     self._write(entries)
-                for path in removed:
-                    self._remove(path)
+                for removal in removed:
+                    self._remove(removal)
                 if last:
                     break
         finally:
             self._leave()
 
-    def _gathered(self) -> tuple[list[Entry], list[Path], bool]:
+    def _gathered(self) -> tuple[list[Entry], list[Removal], bool]:
         """What has come up to now, at least one thing."""
         entries: list[Entry] = []
-        removed: list[Path] = []
+        removed: list[Removal] = []
         gathered_bytes = 0
         item = self._queue.get()
         while True:
@@ -227,7 +236,7 @@ class Writer:
             size = entry.framed_bytes
             if offset + size > active.size or entry.origin == active.name.id:
                 break
-            head, zeros = framed(
+            head, tail = framed(
                 active.name,
                 offset,
                 entry.kind,
@@ -238,8 +247,9 @@ class Writer:
                 rows=entry.rows,
                 at_ms=entry.at_ms,
                 origin=entry.origin,
+                keys=entry.keys,
             )
-            buffers += (head, entry.payload + bytes(zeros) if zeros else entry.payload)
+            buffers += (head, entry.payload + tail if tail else entry.payload)
             places.append(Place(active.name.id, offset, size))
             offset += size
         written = entries[: len(places)]
@@ -342,12 +352,23 @@ class Writer:
             self._call(_failed, data, error, None)
         return [entry for entry in entries if entry.kind != Kind.DATA]
 
-    def _remove(self, path: Path) -> None:
+    def _remove(self, removal: Removal) -> None:
         """Remove a file, and those before it that could not be: what is said of a file goes after it, never before."""
-        self._removals.append(path)
-        while self._removals and self._gone(self._removals[0]):
+        self._removals.append(removal)
+        while self._removals and self._is_ready(self._removals[0]) and self._gone(self._removals[0].path):
             self._removals.popleft()
         self._keep_reserve()
+
+    def _is_ready(self, removal: Removal) -> bool:
+        """Whether what is to be done before a removal is done. It may use the reserve, for it gives back more."""
+        try:
+            removal.before()
+        except OSError as error:
+            if error.errno == errno.ENOSPC and self._release_reserve():
+                return self._is_ready(removal)
+            log.warning("spool: %s cannot be removed yet: %s", removal.path.name, error.strerror)
+            return False
+        return True
 
     def _gone(self, path: Path) -> bool:
         """Remove a file's name, and see that it stays removed; whether that worked."""

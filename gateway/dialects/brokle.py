@@ -52,6 +52,7 @@ _CODES = {
     408: "REQUEST_TIMEOUT_ERROR",
     413: "payload_too_large",
     415: "unsupported_media_type",
+    422: "UNPROCESSABLE_ENTITY_ERROR",
     429: "RATE_LIMIT_ERROR",
     503: "SERVICE_UNAVAILABLE_ERROR",
 }
@@ -170,7 +171,8 @@ def key_is_good(request: Request, outcome: Outcome) -> Reply:
 
 
 def _batch(request: Request, **counts: object) -> dict[str, object]:
-    return {"batch_id": ulid(request.arrival_ns), **counts, "status": "accepted"}
+    batch_id = ulid(request.minted_ns or request.arrival_ns, request.mint)
+    return {"batch_id": batch_id, **counts, "status": "accepted"}
 
 
 def _envelope(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from secrets import token_bytes
 from typing import Protocol, TypedDict
 
 from gateway._native import Columns, Decoded
@@ -24,7 +25,8 @@ class Request:
     ``headers`` is looked up by lower-case names; of a header sent twice, the first. ``media_type`` is
     the content type in lower case without parameters, empty when none was sent. ``arrival_ns`` is
     wall-clock nanoseconds. ``request_id`` is the sender's ``X-Request-Id`` (at most 128 visible ASCII
-    characters) or one minted by us; then ``request_id_sent`` is false.
+    characters) or one minted by us; then ``request_id_sent`` is false. ``mint`` gives so many bytes for ids of ours,
+    and ``minted_ns`` the time in them: by chance and of now, or the same again for a repeated Idempotency-Key.
     """
 
     method: str
@@ -35,6 +37,8 @@ class Request:
     arrival_ns: int
     request_id: str
     request_id_sent: bool
+    mint: Callable[[int], bytes] = token_bytes
+    minted_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ _RPC_CODES = {
     408: 4,  # DEADLINE_EXCEEDED
     413: 8,  # RESOURCE_EXHAUSTED, as gRPC itself says of a message over the limit
     415: 3,
+    422: 3,
     429: 8,
     503: 14,  # UNAVAILABLE
 }

@@ -52,7 +52,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from secrets import token_hex
 from typing import cast
 
 import msgspec
@@ -202,7 +201,6 @@ def decode_errors(
     context: Context,
     rows: Rows,
     entries_max: int,
-    mint_id: Callable[[], str] = lambda: token_hex(16),
 ) -> Outcome:
     """Raises Malformed, TooLarge; Invalid for one event, or for an array without an event."""
     sent, batch = events_of(body)
@@ -210,7 +208,7 @@ def decode_errors(
     problems: dict[int, str] = {}
     for index, event in enumerate(sent[:entries_max]):
         try:
-            flat.append(flattened(event, mint_id))
+            flat.append(flattened(event, lambda: request.mint(16).hex()))
         except Invalid as error:
             if not batch:
                 raise

@@ -49,8 +49,7 @@ The documents and the vendor's server differ, or are silent; we decided:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from secrets import token_bytes
+from collections.abc import Sequence
 from typing import cast
 
 import msgspec
@@ -107,6 +106,7 @@ CODES = {
     408: "deadline_exceeded",
     413: "payload_too_large",
     415: "unsupported_media_type",
+    422: "unprocessable_entity",
     429: "too_many_requests",
     503: "unavailable",
 }
@@ -143,15 +143,9 @@ def dialects(limits: DialectLimits, bulk_limits: CountedLimits) -> tuple[Dialect
     return ingest, bulk, bulk_otlp
 
 
-def decode(
-    request: Request,
-    body: bytes,
-    context: Context,
-    rows: Rows,
-    mint_id: Callable[[], bytes] = lambda: token_bytes(16),
-) -> Outcome:
+def decode(request: Request, body: bytes, context: Context, rows: Rows) -> Outcome:
     """Raises Malformed, Invalid (naming entries and members), TooLarge. ``state``: the first row's id."""
-    first_id = mint_id()
+    first_id = request.mint(16)
     decoded = entries(
         body,
         PLAN,

@@ -30,7 +30,8 @@ ALLOWED_HEADERS = (
     "authorization, content-type, content-encoding, x-api-key, x-request-id, traceparent, tracestate, idempotency-key"
 )
 EXPOSED_HEADERS = (
-    "Retry-After, X-Quota-Warning, X-Request-Id, X-Durability, RateLimit, RateLimit-Policy, X-Dropped-Reason"
+    "Retry-After, X-Quota-Warning, X-Request-Id, X-Durability, Idempotent-Replayed, RateLimit, RateLimit-Policy, "
+    "X-Dropped-Reason"
 )
 MAX_AGE_S = 7200
 """What Chromium caps it at."""

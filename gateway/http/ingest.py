@@ -12,16 +12,17 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.config import Limits
+from gateway.delivery.idempotency import Claim
 from gateway.dialects import NEVER_RETRYING
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows
 from gateway.dialects.ulid import ulid
 from gateway.errors import Draining, Failed, WeirError
-from gateway.http import body, request_log
+from gateway.http import body, idempotency, request_log
 from gateway.http.admission import Admission, Ticket
 from gateway.http.body import Deadlines, Incoming
 from gateway.http.routes import Route
@@ -100,7 +101,9 @@ class Receipt(Protocol):
 class OpenRows(Rows, Protocol):
     """The rows of one request, until they are committed or taken back."""
 
-    def commit(self) -> Receipt: ...
+    def commit(self, claim: Claim | None = None) -> Receipt:
+        """``claim``: what of them is kept already is taken back."""
+        ...
 
 
 class RowsApart(OpenRows, Protocol):
@@ -122,6 +125,10 @@ class Delivery(Protocol):
 
     def rows_apart(self, project_id: str, expected_bytes: int, durability: str) -> AbstractContextManager[RowsApart]:
         """The same for a large request."""
+        ...
+
+    async def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
+        """Raises KeyReused when the key was used for another body, Overloaded when it cannot be known in time."""
         ...
 
 
@@ -213,8 +220,12 @@ async def _story(
         if dialect.body_key is not None:
             tenant = _authorize(house.gate, dialect.body_key(content) or key, origin, ticket, learnt)
 
-        # Decode and append, or leave nothing behind.
-        outcome, receipt = await _append(house, dialect, request, content, tenant)
+        # Decode and append, or leave nothing behind; nothing is appended twice under one idempotency key.
+        with await _claim(house, request, content, tenant) as claim:
+            if claim is not None:
+                request = idempotency.with_ids(request, claim.digest, claim.first_s)
+            outcome, receipt = await _append(house, dialect, request, content, tenant, claim)
+        is_repeated = claim is not None and claim.is_repeated
 
         # The rows hold all the body said: let it go before waiting.
         del sent, content
@@ -222,11 +233,23 @@ async def _story(
 
         # Acknowledge.
         await receipt.wait()
-        _count(house.metrics, dialect.name, outcome)
+        _count(house.metrics, dialect.name, outcome, is_repeated=is_repeated)
         if outcome.rows:
             learnt.notices.append(("X-Durability", receipt.durability))
-        learnt.notices += house.gate.count(tenant.project_id, outcome.rows)
+        if is_repeated:
+            learnt.notices.append(idempotency.REPLAYED)
+        learnt.notices += house.gate.count(tenant.project_id, 0 if is_repeated else outcome.rows)
     return dialect.accepted(request, outcome)
+
+
+async def _claim(
+    house: Ingest, request: Request, content: bytes, tenant: Tenant
+) -> AbstractContextManager[Claim | None]:
+    """The claim of a request that has an idempotency key."""
+    key = idempotency.sent_key(request.headers)
+    if key is None:
+        return nullcontext()
+    return await house.delivery.claim(tenant.project_id, request.path, key, content)
 
 
 def _authorize(gate: Gate, key: str | None, origin: str | None, ticket: Ticket, learnt: _Learnt) -> Tenant:
@@ -244,18 +267,18 @@ def _check_room(house: Ingest, dialect: Dialect, tenant: Tenant, incoming: Incom
 
 
 async def _append(
-    house: Ingest, dialect: Dialect, request: Request, content: bytes, tenant: Tenant
+    house: Ingest, dialect: Dialect, request: Request, content: bytes, tenant: Tenant, claim: Claim | None
 ) -> tuple[Outcome, Receipt]:
     """Decode a body into open columns; a large one in a thread into its own, for others not to wait meanwhile."""
     context = _context(house, tenant, request, len(content))
     if len(content) <= house.limits.inline_bytes_max:
         with house.delivery.rows(tenant.project_id, len(content), tenant.durability) as rows:
             outcome = dialect.decode(request, content, context, rows)
-            return outcome, rows.commit()
+            return outcome, rows.commit(claim)
     with house.delivery.rows_apart(tenant.project_id, len(content), tenant.durability) as apart:
         outcome = await asyncio.to_thread(dialect.decode, request, content, context, apart)
         await apart.cut()
-        return outcome, apart.commit()
+        return outcome, apart.commit(claim)
 
 
 def _request(house: Ingest, route: Route, method: str, path: str, headers: Mapping[str, str]) -> Request:
@@ -291,9 +314,13 @@ def _context(house: Ingest, tenant: Tenant, request: Request, body_bytes: int) -
     )
 
 
-def _count(metrics: Metrics, dialect: str, outcome: Outcome) -> None:
+def _count(metrics: Metrics, dialect: str, outcome: Outcome, *, is_repeated: bool) -> None:
     metrics.records_received.add(outcome.rows + outcome.rejections, dialect)
-    metrics.records_accepted.add(outcome.rows, dialect)
+    if is_repeated:
+        metrics.requests_repeated.add(1, dialect)
+        metrics.records_repeated.add(outcome.rows, dialect)
+    else:
+        metrics.records_accepted.add(outcome.rows, dialect)
     for reason, records in outcome.rejected.items():
         metrics.records_rejected.add(records, dialect, reason)
     metrics.attributes_cut.add(outcome.attributes_cut, dialect)

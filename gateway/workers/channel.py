@@ -23,8 +23,8 @@ class Orders(msgspec.Struct, frozen=True, tag=True):
     """What a worker is to be. ``config`` names engines in any case: those of the supervisor where none are configured.
 
     ``slots``: the first is the worker's own, whose frame numbers it gives out; any others were left by
-    workers that are no more, and it is to finish what is in them. ``sockets`` and ``buckets`` are
-    descriptors it has inherited: where senders connect, and the memory of the keys' rates.
+    workers that are no more, and it is to finish what is in them. ``sockets``, ``buckets`` and ``claims`` are
+    descriptors it has inherited: where senders connect, and the memories of the keys' rates and of idempotency keys.
     """
 
     config: Config
@@ -32,6 +32,7 @@ class Orders(msgspec.Struct, frozen=True, tag=True):
     slots: list[int]
     sockets: list[int]
     buckets: int
+    claims: int
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

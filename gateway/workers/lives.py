@@ -58,7 +58,7 @@ class Life:
                     *("--channel", str(its.fileno()), "--worker", str(self._orders.worker)),
                     stdin=asyncio.subprocess.PIPE,
                     env=child_environment(),
-                    pass_fds=(its.fileno(), self._orders.buckets, *self._orders.sockets),
+                    pass_fds=(its.fileno(), self._orders.buckets, self._orders.claims, *self._orders.sockets),
                     start_new_session=True,
                 )
             self._channel = await Channel.over(ours)

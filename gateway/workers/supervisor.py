@@ -33,6 +33,7 @@ from gateway import demo
 from gateway.config import ENGINES_MS, STOP_MS_MAX, Config, ConfigError
 from gateway.data_dir import DataDir
 from gateway.delivery import frames
+from gateway.delivery.idempotency import mark_read, shared_keys
 from gateway.dialects import registry
 from gateway.foundation import CannotStart, Foundation
 from gateway.http.binding import Bound, bind
@@ -75,7 +76,7 @@ class Supervisor(Collector):
         self.owed_slots: set[int] = set()
         """Where rows may lie that no worker knows of: left by one that was replaced, or killed with its supervisor."""
         self._bound: list[Bound] = []
-        self._buckets = -1
+        self._buckets = self._claims = -1
         self._counted: dict[str, list[Family]] = {}
         self._last: list[Ended | None] = []
         for place in self._places:
@@ -97,6 +98,10 @@ class Supervisor(Collector):
         admin_addresses = await admin.start()
         self._buckets = shared_buckets()
         parts.callback(os.close, self._buckets)
+        spool = directory.spool
+        unread = [slot for slot in _SLOTS if frames.is_open(spool, slot) or _holds(spool, slot)]
+        self._claims = shared_keys(config.delivery.idempotency_keys_max, unread)
+        parts.callback(os.close, self._claims)
         parts.push_async_callback(self._stop_workers)
         for address in config.ingest.listen:
             self._bound.append(await _bind_soon(address, config.workers))
@@ -155,7 +160,10 @@ class Supervisor(Collector):
     async def take_over(self) -> None:
         """Replaces a worker, if one has caught up, so that the new one takes over what lies in slots of nobody."""
         spool = self.directory.spool
-        self.owed_slots = {slot for slot in self.owed_slots if frames.is_open(spool, slot) or _holds(spool, slot)}
+        for slot in list(self.owed_slots):
+            if not frames.is_open(spool, slot) and not _holds(spool, slot):
+                self.owed_slots.discard(slot)
+                mark_read(self._claims, slot)
         if all(frames.is_open(spool, slot) for slot in self.owed_slots):
             return
         for place in self._places:
@@ -213,6 +221,7 @@ class Supervisor(Collector):
             slots=slots,
             sockets=[one.fileno() for bound in self._bound for one in bound.shares[number]],
             buckets=self._buckets,
+            claims=self._claims,
         )
         life = Life(orders)
         try:
@@ -320,8 +329,9 @@ async def _roll_when_asked(
 
 
 def _holds(spool: Path, slot: int) -> bool:
-    """Whether there are segments in a slot."""
-    return any(frames.slot_place(spool, slot).glob("*.seg"))
+    """Whether there is anything in a slot: segments, or keys of such."""
+    place = frames.slot_place(spool, slot)
+    return any(True for kept in ("*.seg", "*.keys") for _ in place.glob(kept))
 
 
 async def _bind_soon(address: str, processes: int) -> Bound:

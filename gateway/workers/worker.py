@@ -34,7 +34,7 @@ class Worker:
 
     def __init__(self, orders: Orders, channel: Channel) -> None:
         sockets = [socket.socket(fileno=descriptor) for descriptor in orders.sockets]
-        self._app = App(orders.config, slots=orders.slots, listen=sockets, buckets=orders.buckets)
+        self._app = App(orders.config, slots=orders.slots, listen=sockets, buckets=orders.buckets, claims=orders.claims)
         self._channel = channel
         self._delay_s, self._patient, self._others_go_on = 0.0, False, True
         self.asked_to_stop = asyncio.Event()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 _MAGIC = b"\xf5WF\n"
 _HEADER_BYTES = 64
-_HEAD = struct.Struct("<4s8xIBBBxI")
+_HEAD = struct.Struct("<4s8xIBBBBI")
 _HEAD_BYTES = 48
 
 
@@ -31,10 +31,10 @@ def frames_of(path: Path) -> list[FrameAt]:
     data = path.read_bytes()
     at = _HEADER_BYTES
     while at + _HEAD_BYTES <= len(data):
-        magic, payload, kind, table, project, rows = _HEAD.unpack_from(data, at)
+        magic, payload, kind, table, project, keys, rows = _HEAD.unpack_from(data, at)
         if magic != _MAGIC:
             break
-        size = _HEAD_BYTES + table + project + payload
+        size = _HEAD_BYTES + table + project + payload + 32 * keys
         end = at + size + -size % 8
         found.append(FrameAt(at, end, kind, rows))
         at = end

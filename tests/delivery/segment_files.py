@@ -28,9 +28,10 @@ class Spec:
     rows: int = 0
     at_ms: int = 0
     origin: int = 0
+    keys: bytes = b""
 
 
-GOLDEN = (
+GOLDEN_1 = (
     Spec(Kind.DATA, b"a block", (1 << 64) - 1, "otel_logs", "7b0c3f1e-8c9c-4a87-9f0e-0c6a4ab4f0d1", 3, 1790000000123),
     Spec(Kind.DATA, bytes(range(256)), 1 << 63, "täble", "p", (1 << 32) - 1, (1 << 64) - 1),
     Spec(Kind.DATA, b"", 2, "t" * 255, "p" * 255),
@@ -39,14 +40,21 @@ GOLDEN = (
     Spec(Kind.SKIP, listed([(6, 1 << 63)]), table="täble"),
     Spec(Kind.DATA, b"a copy of an older one", 9, "otel_logs", "p", 1, 1_790_000_000_456, origin=(1 << 64) - 6),
 )
-"""Every kind, and the smallest and largest of what is in a head."""
+"""Every kind, and the smallest and largest of what is in a head, as of version 1."""
+GOLDEN = (
+    *GOLDEN_1,
+    Spec(Kind.DATA, b"of one request", 10, "otel_logs", "p", 1, 1_790_000_000_789, keys=bytes(range(32))),
+    Spec(Kind.DATA, b"of many", 11, "otel_logs", "p", 255, 1_790_000_000_790, keys=bytes(range(255)) * 32),
+    Spec(Kind.SKIP, listed([(NAME.id, 10)], "void"), table="otel_logs"),
+)
+"""The same with what version 2 adds: keys, and frames that were never promised."""
 GOLDEN_ROOM_BYTES = 64
 """Zeros behind the last frame."""
 
 
 def frame_bytes(spec: Spec, offset: int, name: SegmentName = NAME) -> bytes:
     """One frame as it stands at ``offset``."""
-    head, zeros = framed(
+    head, tail = framed(
         name,
         offset,
         spec.kind,
@@ -57,8 +65,9 @@ def frame_bytes(spec: Spec, offset: int, name: SegmentName = NAME) -> bytes:
         rows=spec.rows,
         at_ms=spec.at_ms,
         origin=spec.origin,
+        keys=spec.keys,
     )
-    return head + spec.payload + bytes(zeros)
+    return head + spec.payload + tail
 
 
 def segment(specs: Sequence[Spec], name: SegmentName = NAME, room_bytes: int = 0) -> tuple[bytes, list[Place]]:

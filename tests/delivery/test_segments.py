@@ -33,9 +33,9 @@ from gateway.delivery.segments import (
     members_of,
     segment_name,
 )
-from tests.delivery.segment_files import AT_MS, GOLDEN, GOLDEN_ROOM_BYTES, NAME, Spec, frame_bytes, segment
+from tests.delivery.segment_files import AT_MS, GOLDEN, GOLDEN_1, GOLDEN_ROOM_BYTES, NAME, Spec, frame_bytes, segment
 
-GOLDEN_FILE = Path(__file__).parent / "golden" / "version-1" / NAME.file
+GOLDEN_FILES = {version: Path(__file__).parent / "golden" / f"version-{version}" / NAME.file for version in (1, 2)}
 MIB = 1 << 20
 
 
@@ -86,8 +86,10 @@ def read(directory: Path, image: bytes, name: SegmentName = NAME) -> tuple[list[
     return frames, damage
 
 
-def spec_of(frame: Frame, payload: bytes) -> Spec:
-    return Spec(frame.kind, payload, frame.number, frame.table, frame.project_id, frame.rows, frame.at_ms, frame.origin)
+def spec_of(frame: Frame, payload: bytes, keys: bytes = b"") -> Spec:
+    return Spec(
+        frame.kind, payload, frame.number, frame.table, frame.project_id, frame.rows, frame.at_ms, frame.origin, keys
+    )
 
 
 def check_covers(image: bytes, frames: list[tuple[Frame, bytes]], damage: list[Damage]) -> None:
@@ -159,8 +161,9 @@ def test_a_header_s_fault_is_said_in_words() -> None:
         return start + struct.pack("<I", crc32c(start))
 
     assert header_fault(NAME, signed(b"WEIRSPY\n" + good[8:60])) == "it is not a segment of a spool"
-    with pytest.raises(ForeignSegment, match="version 2"):
-        header_fault(NAME, signed(good[:8] + b"\2" + good[9:60]))
+    with pytest.raises(ForeignSegment, match="version 3"):
+        header_fault(NAME, signed(good[:8] + b"\3" + good[9:60]))
+    assert header_fault(NAME, signed(good[:8] + b"\1" + good[9:60])) == ""
     assert header_fault(replace(NAME, id=8), good) == "it is another segment under this name"
     assert header_fault(replace(NAME, ordinal=8), good) == "", "it may be moved to another directory"
 
@@ -168,26 +171,33 @@ def test_a_header_s_fault_is_said_in_words() -> None:
 # The golden file ----------------------------------------------------------------------------------
 
 
-def test_the_golden_segment_is_the_one_that_was_released() -> None:
-    digest = "8fe524ed1d6d6b7c97cf73111314005e642a4387b2251fec3baf086866ae28e8"
-    assert hashlib.sha256(GOLDEN_FILE.read_bytes()).hexdigest() == digest
+@pytest.mark.parametrize(
+    ("version", "digest"),
+    [
+        (1, "8fe524ed1d6d6b7c97cf73111314005e642a4387b2251fec3baf086866ae28e8"),
+        (2, "b49ea11eb5c3791b34c738abffc789ddc1a79c813600199aebcb7fec74f3d9e1"),
+    ],
+)
+def test_the_golden_segments_are_those_that_were_released(version: int, digest: str) -> None:
+    assert hashlib.sha256(GOLDEN_FILES[version].read_bytes()).hexdigest() == digest
 
 
-def test_the_golden_segment_is_read_for_ever() -> None:
-    with SegmentReader(GOLDEN_FILE, NAME) as opened:
+@pytest.mark.parametrize(("version", "golden"), [(1, GOLDEN_1), (2, GOLDEN)])
+def test_the_golden_segments_are_read_for_ever(version: int, golden: tuple[Spec, ...]) -> None:
+    with SegmentReader(GOLDEN_FILES[version], NAME) as opened:
         assert opened.header_fault() == ""
         found = list(opened.frames(whole=True))
         frames = [frame for frame in found if isinstance(frame, Frame)]
         assert frames == found
-        assert [spec_of(frame, opened.payload(frame) or b"") for frame in frames] == list(GOLDEN)
+        assert [spec_of(frame, opened.payload(frame) or b"", opened.keys(frame)) for frame in frames] == list(golden)
         assert opened.members(frames[3]) == ("00c0ffee12345678-3-5-1", [(NAME.id, 2), (NAME.id, (1 << 64) - 1)])
         assert opened.members(frames[4]) == ("", [(NAME.id, 2), (NAME.id, (1 << 64) - 1)])
 
 
 def test_the_golden_segment_s_bytes_are_where_the_format_says() -> None:
-    image = GOLDEN_FILE.read_bytes()
+    image = GOLDEN_FILES[2].read_bytes()
     assert image[:8] == b"WEIRSPL\n"
-    assert struct.unpack_from("<IIQQ", image, 8) == (1, 0, 0x00C0_FFEE_1234_5678, 1_790_000_000_789)
+    assert struct.unpack_from("<IIQQ", image, 8) == (2, 0, 0x00C0_FFEE_1234_5678, 1_790_000_000_789)
     assert image[32:60] == bytes(28)
     assert struct.unpack_from("<I", image, 60)[0] == crc32c(image[:60])
     seed = crc32c(struct.pack("<QQ", 0x00C0_FFEE_1234_5678, 64))
@@ -200,8 +210,19 @@ def test_the_golden_segment_s_bytes_are_where_the_format_says() -> None:
     assert image[168:172] == b"\xf5WF\n"
 
 
-def test_version_1_is_still_written_as_it_was() -> None:
-    assert segment(GOLDEN, room_bytes=GOLDEN_ROOM_BYTES)[0] == GOLDEN_FILE.read_bytes()
+def test_version_2_is_still_written_as_it_was() -> None:
+    assert segment(GOLDEN, room_bytes=GOLDEN_ROOM_BYTES)[0] == GOLDEN_FILES[2].read_bytes()
+
+
+def test_a_key_that_is_damaged_damages_its_frame(tmp_path: Path) -> None:
+    keyed = replace(ONE, keys=bytes(range(64)))
+    image = bytearray(segment([keyed, ONE])[0])
+    at = image.index(keyed.keys)
+    assert [spec_of(*found) for found in read(tmp_path, bytes(image))[0]] == [replace(keyed, keys=b""), ONE]
+    image[at + 40] ^= 1
+    frames, damage = read(tmp_path, bytes(image))
+    assert [spec_of(*found) for found in frames] == [ONE]
+    assert [found.place.offset for found in damage] == [HEADER_BYTES]
 
 
 # Frames of another place --------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import random
-import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,22 +20,16 @@ from gateway.delivery.disk import Disk
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.ledger import Ledger
 from gateway.delivery.segments import Frame, Kind, SegmentName, SegmentReader, header, segment_name
-from gateway.delivery.spool import Spool
 from gateway.errors import Overloaded
 from tests.delivery.conftest import OpenRig
 from tests.delivery.disks import Recording, failing
 from tests.delivery.rig import Engine, Rig, answered, rig, until, until_it
+from tests.delivery.spools import killed, opened, refused
 from tests.delivery.things import numbered, things, write
 from tests.support.proxy import Fault
 
 REQUEST_BYTES = 20_000
 AWAY = [answered(503)] * 1_000_000
-
-
-def killed(alive: Path, to: Path) -> Path:
-    """What a kill -9 at this moment would leave of a slot's directory; the locks are not copied."""
-    shutil.copytree(alive, to)
-    return to
 
 
 async def kept(rig: Rig, numbers: Sequence[int], **how: object) -> None:
@@ -257,7 +250,7 @@ async def test_a_segment_of_a_later_version_is_left_alone(engine: Engine, tmp_pa
     place = copy / "slot-00"
     strange = place / SegmentName(9, 9).file
     start = header(SegmentName(9, 9), 0)
-    start = start[:8] + b"\2" + start[9:60]
+    start = start[:8] + b"\3" + start[9:60]
     strange.write_bytes(start + crc32c(start).to_bytes(4, "little") + b"whatever" * 100)
     whole = strange.read_bytes()
     async with rig(engine, copy) as after:
@@ -401,29 +394,6 @@ def welcome(rig: Rig, project: str) -> bool:
         return False
 
 
-async def test_a_block_that_was_done_and_is_written_again_is_found_after_a_kill(tmp_path: Path) -> None:
-    """ClickHouse took it and lost it, and all of that in one segment."""
-
-    numbers, spool = opened(tmp_path / "a")
-    spool.start()
-    await spool.recover()
-    block = Block("things", "p", numbers.next(), 10, b"a block", 0.0, durability=Durability.DISK)
-    kept: list[Block] = []
-    spool.append(block, kept.append, refused)
-    await until(lambda: len(kept) == 1, "it is kept")
-    spool.done("things", [block])
-    spool.revive(block, kept.append)
-    await until(lambda: len(kept) == 2, "it is kept again")
-    numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
-    backlog, _ = await after.recover()
-    assert backlog.rows == {("p", "things"): 10}
-    spool.drop(block)
-    assert [found.data for found in await spool.load("things", 1 << 20)] == [b"a block"]
-    await spool.stop()
-    numbers.close()
-    numbers_after.close()
-
-
 @pytest.mark.parametrize("failed", ["first", "second"])
 async def test_a_request_for_two_tables_is_refused_for_both_or_stored_in_both(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: str
@@ -462,73 +432,6 @@ async def test_a_request_for_two_tables_is_refused_for_both_or_stored_in_both(
         ) as after:
             await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
             assert after.metrics.rows_recovered.values == {}
-
-
-async def test_rows_that_wait_in_one_file_do_not_keep_all_later_ones(tmp_path: Path) -> None:
-    """Much of the first is left, and each of the others speaks of the one before it."""
-    numbers, spool = opened(tmp_path / "a")
-    spool.start()
-    await spool.recover()
-    kept: list[Block] = []
-
-    async def append(size: int) -> Block:
-        block = Block("things", "p", numbers.next(), 1, bytes(size), 0.0, durability=Durability.DISK)
-        spool.append(block, kept.append, refused)
-        await until(lambda: block in kept, "it is kept")
-        return block
-
-    waits, last = await append(400_000), await append(600_000)
-    for _ in range(10):
-        block = await append(1_000_000)
-        spool.done("things", [last])
-        last = block
-    spool.done("things", [last])
-    while True:
-        spool.sweep(hurry=True)
-        if not await spool.compact():
-            break
-    await until(lambda: len(list(numbers.place.glob("*.seg"))) <= 2, "what nobody needs is given back")
-    assert list(spool.ledger.held) == [waits.frame]
-    await spool.stop()
-    numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
-    backlog, _ = await after.recover()
-    assert backlog.frames == 1
-    assert [block.frame for block in await after.load("things", 1 << 20)] == [waits.frame]
-    numbers.close()
-    numbers_after.close()
-
-
-async def test_a_copy_that_could_not_be_synced_of_a_block_that_is_done_does_not_come_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is done while it is copied, and the copy is there all the same."""
-    monkeypatch.setattr("gateway.delivery.compaction.SPARSE_SEGMENTS_MIN", 0)
-    disk = Recording()
-    numbers, spool = opened(tmp_path / "a", disk)
-    spool.start()
-    await spool.recover()
-    sizes = (900_000, 10, 900_000)
-    blocks = [Block("things", "p", numbers.next(), 1, bytes(size), 0.0, durability=Durability.DISK) for size in sizes]
-    kept: list[Block] = []
-    for block in blocks:
-        spool.append(block, kept.append, refused)
-    await until(lambda: len(kept) == 3, "they are kept")
-    spool.done("things", blocks[:1])
-    disk.go.clear()
-    disk.held.clear()
-    compacting = asyncio.create_task(spool.compact())
-    await until(disk.held.is_set, "the copy is being synced")
-    spool.done("things", blocks[1:2])
-    disk.fails = failing("sync", errno.EIO)
-    disk.go.set()
-    assert await compacting
-    await spool.stop()
-    numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
-    backlog, _ = await after.recover()
-    assert backlog.frames == 1, "the block that was not done"
-    assert after.ledger.live_bytes > 900_000
-    numbers.close()
-    numbers_after.close()
 
 
 async def test_rows_that_were_promised_no_sync_outlive_one_that_fails(engine: Engine, tmp_path: Path) -> None:
@@ -591,14 +494,3 @@ async def test_a_segment_that_cannot_be_read_keeps_no_other_waiting(
     await spool.stop()
     numbers.close()
     numbers_after.close()
-
-
-def opened(directory: Path, disk: Disk | None = None) -> tuple[FrameNumbers, Spool]:
-    """A spool alone."""
-    numbers = FrameNumbers(directory)
-    spool = Spool(numbers.place, numbers, segment_bytes=1 << 20, reserve_bytes=1 << 16, audit_s=100.0, disk=disk)
-    return numbers, spool
-
-
-def refused(block: Block, error: OSError) -> None:
-    raise error

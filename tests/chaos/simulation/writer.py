@@ -59,8 +59,8 @@ class SimulatedWriter(Writer):
         super().append(entry)
         self._look()
 
-    def remove(self, path: Path) -> None:
-        super().remove(path)
+    def remove(self, path: Path, before: Callable[[], None]) -> None:
+        super().remove(path, before)
         self._look()
 
     async def stop(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def test_ids_of_streamlogia_are_counted_up_from_the_one_that_was_minted() -> Non
     entry = {"level": "INFO", "message": "m", "source": "s"}
     tables = Tables()
     body = json.dumps([entry] * 3).encode()
-    outcome = streamlogia.decode(REQUEST, body, CONTEXT, tables, mint_id=lambda: FIRST_ID)
+    outcome = streamlogia.decode(replace(REQUEST, mint=lambda length: FIRST_ID), body, CONTEXT, tables)
     said = json.loads(streamlogia.accepted(REQUEST, outcome).body)
     assert said == {
         "ingested": 3,

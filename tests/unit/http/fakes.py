@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from gateway._native import Columns
 from gateway.config import DialectLimits, Limits
+from gateway.delivery.idempotency import Claim
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows, refusal_headers
 from gateway.errors import GatewayError, Malformed, Unauthorized, WeirError
 from gateway.http.admission import Admission
@@ -102,7 +103,10 @@ class Shelf:
     def columns(self, table: str) -> Columns:
         raise NotImplementedError("the one-line dialect writes texts")
 
-    def commit(self) -> Promise:
+    async def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
+        raise NotImplementedError("the shelf remembers nobody")
+
+    def commit(self, claim: Claim | None = None) -> Promise:
         self.texts += self.open
         return self.promise
 

@@ -16,7 +16,10 @@ WAIT_S = 10
 PAGE = "https://shop.example"
 STRANGER = "https://other.example"
 ASKING = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
-EXPOSED = "Retry-After, X-Quota-Warning, X-Request-Id, X-Durability, RateLimit, RateLimit-Policy, X-Dropped-Reason"
+EXPOSED = (
+    "Retry-After, X-Quota-Warning, X-Request-Id, X-Durability, Idempotent-Replayed, RateLimit, RateLimit-Policy, "
+    "X-Dropped-Reason"
+)
 
 Answer = tuple[int, dict[str, str], bytes]
 

@@ -1,0 +1,338 @@
+"""Requests that are stored once however often they are sent: those with an ``Idempotency-Key``.
+
+A sender that got no answer cannot know whether its rows were taken. With a key that it made for this request
+it sends the same again until there is an answer, and the rows are there once. Never is a hash of the content
+taken for a key: two records may be equal and still be two. Of the content only a checksum is remembered, to tell
+a key that is used for something else.
+
+A request claims its key before it is decoded:
+
+    nobody has it -> claimed -> its rows are kept      -> kept, for ``keep_s``
+                           '--> its rows are refused   -> nobody has it
+                           '--> its process is killed  -> looked up in what the spool holds, by who opens it next
+
+Who finds a key claimed waits, and who finds it kept is answered as the first was, without storing anything.
+The rows of a request stand in one block per table. Such a part has a bit each, and a block carries the keys of
+its requests into its frame: so rows and keys are on disk both or neither, whatever is torn, and where a crash
+left one part of two, the other alone is stored again.
+
+The keys are in memory that all workers share, in buckets of 16, guarded by a lock that the system lets go of
+with the process. A bucket that is full forgets its oldest kept key. Those of frames that are gone are in the
+files of ``keyfiles.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import mmap
+import os
+import struct
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from types import TracebackType
+
+from gateway._native import crc32c
+from gateway.delivery.segments import KEY_BYTES
+from gateway.errors import KeyReused, Overloaded
+
+PARTS_MAX = 8
+SLOTS = 64
+WAIT_S = 5.0
+"""For the first request of a key to be kept or refused; then the next is asked to come again."""
+POLL_S = 0.005
+
+_CELL = struct.Struct("<16sIIBBBBI")
+"""digest, seconds since 1970, checksum, state, parts kept (a bit each), parts, slot, life."""
+_ENTRY = struct.Struct("<16sIIBB6x")
+"""digest, seconds since 1970, checksum, which part, of how many."""
+_BUCKET_CELLS = 16
+_BUCKET_BYTES = _BUCKET_CELLS * _CELL.size
+_HEAD_BYTES = 4096
+_LIVES_AT, _OVER_AT = SLOTS, SLOTS + 4 * SLOTS
+_LIFE = struct.Struct("<I")
+_AT, _STATE, _KEPT = 16, 24, 25
+_FREE, _CLAIMED, _SETTLED = 0, 1, 2
+_UNREAD, _READ = 1, 2
+_BLOCK_AT = 256
+
+
+def shared_keys(keys_max: int, unread: Collection[int]) -> int:
+    """A descriptor of memory for ``Idempotency``, for this process and those that inherit it.
+
+    ``unread``: slots whose spools have to be read before it is known who has which key.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("weir-keys")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, _memory_bytes(keys_max))
+    for slot in unread:
+        os.pwrite(descriptor, bytes([_UNREAD]), slot)
+    return descriptor
+
+
+def mark_read(shared: int, slot: int) -> None:
+    """There is nothing in the spool of this slot any more."""
+    os.pwrite(shared, bytes([_READ]), slot)
+
+
+def _memory_bytes(keys_max: int) -> int:
+    """Half as many cells again as keys: buckets fill unevenly."""
+    return _HEAD_BYTES + (keys_max * 3 // 2 // _BUCKET_CELLS + 1) * _BUCKET_BYTES
+
+
+class Claim:
+    """One request's right to store its rows under its key; a context manager.
+
+    ``digest`` and ``first_s`` (seconds since 1970) are the same each time the request is sent. ``is_repeated``:
+    all of its rows are kept already.
+    """
+
+    __slots__ = ("_checksum", "_handed_over", "_kept", "_keys", "_parts", "digest", "first_s")
+
+    def __init__(self, keys: Idempotency, digest: bytes, checksum: int, first_s: int, kept: int, parts: int) -> None:
+        self.digest, self.first_s = digest, first_s
+        self._handed_over = False
+        self._keys, self._checksum, self._kept, self._parts = keys, checksum, kept, parts
+
+    @property
+    def is_repeated(self) -> bool:
+        return bool(self._parts) and self._kept == _all(self._parts)
+
+    def repeated(self, tables: Iterable[str]) -> set[str]:
+        """Those of the request's tables of which the rows are kept already."""
+        return {table for part, table in enumerate(sorted(tables)) if self._kept >> part & 1}
+
+    def entries(self, tables: Collection[str]) -> dict[str, bytes]:
+        """For each other table, what the block with its rows carries; from now on their fate is the claim's."""
+        if len(tables) > PARTS_MAX:
+            raise ValueError(f"a request with rows for {len(tables)} tables")
+        entries = {
+            table: _ENTRY.pack(self.digest, self.first_s, self._checksum, part, len(tables))
+            for part, table in enumerate(sorted(tables))
+            if not self._kept >> part & 1
+        }
+        self._handed_over = bool(entries)
+        return entries
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._handed_over and not self.is_repeated:
+            self._keys.let_go(self.digest)
+
+
+class Idempotency:
+    """The keys as one worker sees them. ``shared`` is what ``shared_keys`` gave; None: nobody shares.
+
+    ``slots``: this worker's own, and those that it takes over. ``keys_max``: of memory that nobody shares. ``wall``
+    gives seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        shared: int | None,
+        *,
+        slots: Sequence[int],
+        keys_max: int,
+        keep_s: float,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._descriptor = shared_keys(keys_max, slots) if shared is None else os.dup(shared)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._memory = mmap.mmap(self._descriptor, 0)
+        self._buckets = (len(self._memory) - _HEAD_BYTES) // _BUCKET_BYTES
+        self._slots = slots
+        self._slot = slot = slots[0]
+        self._keep_s = keep_s
+        self._wall = wall
+        self._threads = threading.Lock()
+        self.displaced = 0
+        """Keys that had to make room for others before their time."""
+        with self._locked():
+            self._life = self._number(_LIVES_AT, slot) + 1
+            _LIFE.pack_into(self._memory, _LIVES_AT + 4 * slot, self._life)
+
+    async def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
+        """Claim a key of a project for a request to a path. 10 microseconds when nobody has it.
+
+        Raises KeyReused when it was used for another body, Overloaded when it cannot be known in time.
+        """
+        digest = blake2b("\0".join((project_id, path, key)).encode(), digest_size=16).digest()
+        checksum = crc32c(body)
+        waited_s = 0.0
+        while True:
+            with self._locked():
+                claim = None if self._is_unread() else self._claim(digest, checksum)
+            if claim is not None:
+                return claim
+            if waited_s >= WAIT_S:
+                raise Overloaded("a request with this Idempotency-Key is under way; send the same again later")
+            await asyncio.sleep(POLL_S)
+            waited_s += POLL_S
+
+    def kept(self, entries: bytes) -> None:
+        """The blocks that carry these entries are as safe as was promised."""
+        with self._locked():
+            for digest, at_s, checksum, part, parts in _ENTRY.iter_unpack(entries):
+                self._keep(digest, at_s, checksum, part, parts)
+
+    def refused(self, entries: bytes) -> None:
+        """They are not, and never will be."""
+        for digest, *_ in _ENTRY.iter_unpack(entries):
+            self.let_go(digest)
+
+    def let_go(self, digest: bytes) -> None:
+        """Nothing more will be stored under a claim."""
+        with self._locked():
+            at = self._find(digest)
+            if at is not None and self._is_claimed(at) and self._is_ours(at):
+                self._memory[at + _STATE] = _SETTLED if self._memory[at + _KEPT] else _FREE
+
+    def found(self, entries: bytes) -> None:
+        """The spool holds the rows that these entries are of, from before; in a thread."""
+        step = _BLOCK_AT * KEY_BYTES
+        for start in range(0, len(entries), step):
+            self.kept(entries[start : start + step])
+
+    def all_found(self) -> None:
+        """Our spools have been looked through: what their earlier lives claimed is over."""
+        with self._locked():
+            for slot in self._slots:
+                over = self._life - 1 if slot == self._slot else self._number(_LIVES_AT, slot)
+                _LIFE.pack_into(self._memory, _OVER_AT + 4 * slot, over)
+                self._memory[slot] = _READ
+
+    def still_kept(self, entries: bytes) -> bytes:
+        """Those of ``entries`` that are to outlive their frames; in a thread."""
+        found = []
+        with self._locked():
+            for start in range(0, len(entries), KEY_BYTES):
+                digest, _, _, part, _ = _ENTRY.unpack_from(entries, start)
+                at = self._find(digest)
+                if at is not None and self._memory[at + _KEPT] >> part & 1 and not self._is_expired(at):
+                    found.append(entries[start : start + KEY_BYTES])
+        return b"".join(found)
+
+    def is_over(self, newest_s: int) -> bool:
+        """Whether keys from this moment, in seconds since 1970, are forgotten."""
+        return newest_s < self._wall() - self._keep_s
+
+    # Under the lock ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        """Alone among the threads and processes. The system lets go for one that is killed."""
+        with self._threads:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+
+    def _claim(self, digest: bytes, checksum: int) -> Claim | None:
+        """None when it has to be waited for."""
+        now_s = int(self._wall())
+        at = self._find(digest)
+        kept = parts = 0
+        first_s = now_s
+        if at is not None and not self._is_expired(at):
+            _, first_s, used_for, _, kept, parts, _, _ = _CELL.unpack_from(self._memory, at)
+            is_claimed = self._is_claimed(at)
+            if used_for != checksum and (is_claimed or kept):
+                raise KeyReused("this Idempotency-Key was used for another body; make a new one for each request")
+            if is_claimed:
+                return None
+            if kept and kept == _all(parts):
+                return Claim(self, digest, checksum, first_s, kept, parts)
+        if at is None:
+            at = self._room(digest)
+        if at is None:
+            return None
+        # The state last: a process may be killed in between.
+        self._memory[at + _STATE] = _FREE
+        cell = _CELL.pack(digest, first_s, checksum, _FREE, kept, parts, self._slot, self._life)
+        self._memory[at : at + _CELL.size] = cell
+        self._memory[at + _STATE] = _CLAIMED
+        return Claim(self, digest, checksum, first_s, kept, parts)
+
+    def _keep(self, digest: bytes, at_s: int, checksum: int, part: int, parts: int) -> None:
+        at = self._find(digest)
+        if at is None:
+            at = self._room(digest, older_than_s=at_s)
+            if at is None:
+                return
+            cell = _CELL.pack(digest, at_s, checksum, _FREE, 0, parts, self._slot, self._life)
+            self._memory[at : at + _CELL.size] = cell
+        self._memory[at + _KEPT + 1] = parts
+        self._memory[at + _KEPT] |= 1 << part
+        if self._memory[at + _KEPT] == _all(parts) or not self._is_claimed(at):
+            self._memory[at + _STATE] = _SETTLED
+
+    def _find(self, digest: bytes) -> int | None:
+        """Where the cell of a key is."""
+        start = self._bucket(digest)
+        end = start + _BUCKET_BYTES
+        at = self._memory.find(digest, start, end)
+        while at >= 0 and ((at - start) % _CELL.size or self._memory[at + _STATE] == _FREE):
+            at = self._memory.find(digest, at + 1, end)
+        return at if at >= 0 else None
+
+    def _room(self, digest: bytes, older_than_s: float = float("inf")) -> int | None:
+        """A cell for a key: a free one, or that of the oldest kept one; None where all are claimed, or newer."""
+        start = self._bucket(digest)
+        oldest: tuple[float, int] | None = None
+        for at in range(start, start + _BUCKET_BYTES, _CELL.size):
+            if self._memory[at + _STATE] == _FREE:
+                return at
+            if self._is_claimed(at):
+                continue
+            at_s = int.from_bytes(self._memory[at + _AT : at + _AT + 4], "little")
+            if oldest is None or at_s < oldest[0]:
+                oldest = at_s, at
+        if oldest is None or oldest[0] >= older_than_s:
+            return None
+        if not self._is_expired(oldest[1]):
+            self.displaced += 1
+        self._memory[oldest[1] + _STATE] = _FREE
+        return oldest[1]
+
+    def _bucket(self, digest: bytes) -> int:
+        return _HEAD_BYTES + int.from_bytes(digest[:8], "little") % self._buckets * _BUCKET_BYTES
+
+    def _is_unread(self) -> bool:
+        """Whether some spool has not been looked through since the gateway started."""
+        return self._memory.find(bytes([_UNREAD]), 0, SLOTS) >= 0
+
+    def _is_claimed(self, at: int) -> bool:
+        """Whether a cell's request is under way: not when its process died, and its spool was looked through."""
+        if self._memory[at + _STATE] != _CLAIMED:
+            return False
+        *_, slot, life = _CELL.unpack_from(self._memory, at)
+        return bool(life > self._number(_OVER_AT, slot))
+
+    def _is_ours(self, at: int) -> bool:
+        *_, slot, life = _CELL.unpack_from(self._memory, at)
+        return (slot, life) == (self._slot, self._life)
+
+    def _is_expired(self, at: int) -> bool:
+        at_s = int.from_bytes(self._memory[at + _AT : at + _AT + 4], "little")
+        return not self._is_claimed(at) and self.is_over(at_s)
+
+    def _number(self, at: int, slot: int) -> int:
+        number: int = _LIFE.unpack_from(self._memory, at + 4 * slot)[0]
+        return number
+
+
+def _all(parts: int) -> int:
+    return (1 << parts) - 1

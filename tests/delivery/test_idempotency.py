@@ -1,0 +1,493 @@
+"""A request with a key is stored once, however often it is sent, whoever takes it, and whatever dies in between."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from gateway.delivery import idempotency
+from gateway.delivery.adoption import adopt
+from gateway.delivery.disk import Disk
+from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.idempotency import Claim, Idempotency, mark_read, shared_keys
+from gateway.delivery.keyfiles import FILES_MAX, KeyFiles, found_files
+from gateway.delivery.segments import KEY_BYTES, KEYS_MAX, VOID, Frame, SegmentReader, found_segments
+from gateway.errors import KeyReused, Overloaded
+from tests.delivery.conftest import OpenRig
+from tests.delivery.disks import Recording, failing
+from tests.delivery.rig import Engine, Rig, answered, rig, until
+from tests.delivery.spools import killed
+from tests.delivery.things import numbered, things, write
+
+AWAY = [answered(503)] * 1_000_000
+Sends = Callable[[Rig, str, Sequence[int]], Awaitable[bool]]
+
+
+class Clock:
+    """Seconds since 1970 that stand still."""
+
+    def __init__(self) -> None:
+        self.now = 1_790_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "WAIT_S", 0.02)
+
+
+def opened(
+    clock: Clock, shared: int | None = None, *, slots: Sequence[int] = (0,), keys_max: int = 1_000
+) -> Idempotency:
+    return Idempotency(shared, slots=slots, keys_max=keys_max, keep_s=3_600.0, wall=clock)
+
+
+@pytest.fixture
+def keys(clock: Clock) -> Idempotency:
+    keys = opened(clock)
+    keys.all_found()
+    return keys
+
+
+async def claimed(keys: Idempotency, key: str = "a", body: bytes = b"body", project: str = "p") -> Claim:
+    return await keys.claim(project, "/v1/logs", key, body)
+
+
+def entry(claim: Claim, *tables: str) -> bytes:
+    """What the block of a request with rows for these tables carries, all in one."""
+    return b"".join(claim.entries(tables or ("logs",)).values())
+
+
+# The keys alone ------------------------------------------------------------------------------------
+
+
+async def test_a_kept_key_is_repeated_and_a_refused_one_is_free(keys: Idempotency) -> None:
+    with await claimed(keys) as first:
+        keys.kept(entry(first))
+    assert not first.is_repeated
+    with await claimed(keys) as again:
+        assert again.is_repeated
+        assert (again.digest, again.first_s) == (first.digest, first.first_s)
+    with await claimed(keys, "b") as refused:
+        keys.refused(entry(refused))
+    with await claimed(keys, "b") as free:
+        assert not free.is_repeated
+
+
+async def test_a_claim_that_stored_nothing_is_given_back(keys: Idempotency) -> None:
+    for _ in range(3):
+        with pytest.raises(RuntimeError), await claimed(keys):
+            raise RuntimeError("not decoded")
+    with await claimed(keys) as claim:
+        assert not claim.is_repeated
+
+
+async def test_who_finds_a_key_claimed_waits_for_what_becomes_of_it(
+    keys: Idempotency, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with await claimed(keys) as first:
+        entries = entry(first)
+    with pytest.raises(Overloaded, match="under way"):
+        await claimed(keys)
+    monkeypatch.setattr(idempotency, "WAIT_S", 60.0)
+    waiting = asyncio.create_task(claimed(keys))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    keys.kept(entries)
+    assert (await waiting).is_repeated
+
+
+async def test_a_key_is_of_one_project_path_and_body(keys: Idempotency) -> None:
+    with await claimed(keys) as first:
+        keys.kept(entry(first))
+    with pytest.raises(KeyReused, match="another body"):
+        await claimed(keys, body=b"another")
+    with await claimed(keys, project="q", body=b"another") as other:
+        assert not other.is_repeated
+    with await keys.claim("p", "/other", "a", b"another") as elsewhere:
+        assert not elsewhere.is_repeated
+
+
+async def test_of_two_tables_only_what_is_missing_is_stored_again(keys: Idempotency) -> None:
+    with await claimed(keys) as first:
+        entries = first.entries(["logs", "events"])
+    keys.kept(entries["events"])
+    keys.refused(entries["logs"])
+    with await claimed(keys) as again:
+        assert not again.is_repeated
+        assert again.repeated(["logs", "events"]) == {"events"}
+        assert set(again.entries(["logs", "events"])) == {"logs"}
+
+
+async def test_a_key_is_forgotten_when_its_time_is_over(keys: Idempotency, clock: Clock) -> None:
+    with await claimed(keys) as first:
+        keys.kept(entry(first))
+    clock.now += 3_599
+    assert (await claimed(keys)).is_repeated
+    clock.now += 2
+    with await claimed(keys, body=b"another") as again:
+        assert not again.is_repeated
+
+
+async def test_when_there_is_no_room_the_oldest_kept_keys_go_and_no_claimed_one(clock: Clock) -> None:
+    keys = opened(clock, keys_max=1)  # one bucket
+    keys.all_found()
+    entries = []
+    for number in range(16):
+        clock.now += 1
+        entries.append(entry(await claimed(keys, str(number))))
+    with pytest.raises(Overloaded):
+        await claimed(keys, "one more")
+    for each in entries[1:]:
+        keys.kept(each)
+    await claimed(keys, "one more")
+    assert keys.displaced == 1
+    with pytest.raises(Overloaded):
+        await claimed(keys, "0")  # is under way still
+    assert (await claimed(keys, "2")).is_repeated
+    assert not (await claimed(keys, "1")).is_repeated, "it was the oldest"
+
+
+async def test_nothing_is_known_before_every_spool_is_read(clock: Clock) -> None:
+    shared = shared_keys(1_000, [0, 1, 5])
+    first, second = opened(clock, shared, slots=(0,)), opened(clock, shared, slots=(1,))
+    first.all_found()
+    with pytest.raises(Overloaded):
+        await claimed(first)
+    second.all_found()
+    with pytest.raises(Overloaded):
+        await claimed(first)
+    mark_read(shared, 5)
+    await claimed(first)
+
+
+async def test_what_a_killed_worker_had_claimed_is_decided_by_its_spool(clock: Clock) -> None:
+    shared = shared_keys(1_000, [])
+    killed, other = opened(clock, shared, slots=(3,)), opened(clock, shared, slots=(4,))
+    on_disk = entry(await claimed(killed, "on disk"))
+    await claimed(killed, "lost")
+    with pytest.raises(Overloaded):
+        await claimed(other, "lost")
+    after = opened(clock, shared, slots=(3,))
+    with pytest.raises(Overloaded):
+        await claimed(other, "lost")
+    mine = await claimed(after, "mine")
+    after.found(on_disk)
+    after.all_found()
+    assert (await claimed(other, "on disk")).is_repeated
+    assert not (await claimed(other, "lost")).is_repeated
+    with pytest.raises(Overloaded):
+        await claimed(other, "mine")
+    after.kept(entry(mine))
+    assert (await claimed(other, "mine")).is_repeated
+
+
+_RACER = """
+import asyncio, fcntl, sys
+from gateway.delivery.idempotency import Idempotency
+if sys.argv[2] == "unlocked":
+    fcntl.lockf = lambda *_: None
+async def race():
+    keys = Idempotency(int(sys.argv[1]), slots=(int(sys.argv[3]),), keys_max=0, keep_s=3600.0)
+    sys.stdout.write("ready\\n"); sys.stdout.flush(); sys.stdin.readline()
+    mine = []
+    for number in range(20_000):
+        with keys._locked():
+            if keys._claim(number.to_bytes(16, "little"), 0) is not None:
+                mine.append(number)
+    print(*mine)
+asyncio.run(race())
+"""
+
+
+def raced(how: str) -> Counter[int]:
+    """By how many of three processes each key was claimed."""
+    shared = shared_keys(200_000, [])
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RACER, str(shared), how, str(slot)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(shared,),
+            text=True,
+        )
+        for slot in range(3)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("\n")
+        racer.stdin.flush()
+    return Counter(int(line) for racer in racers for line in racer.communicate(timeout=60)[0].split())
+
+
+def test_of_several_processes_one_has_a_key() -> None:
+    assert raced("locked") == dict.fromkeys(range(20_000), 1)
+
+
+def test_without_the_lock_several_have_it() -> None:
+    """The positive control."""
+    assert any(max(raced("unlocked").values()) > 1 for _ in range(10))
+
+
+# Through the delivery ------------------------------------------------------------------------------
+
+
+async def send(rig: Rig, key: str, numbers: Sequence[int], tables: Sequence[str] = ("things",)) -> bool:
+    """One request with a key, acknowledged; whether it was a repeated one."""
+    claimed = await rig.delivery.claim("p", "/v1/logs", key, repr(list(numbers)).encode())
+    with claimed as claim, rig.delivery.rows("p", 64 * len(numbers) * len(tables)) as rows:
+        for table in tables:
+            write(rows.columns(table), numbered(numbers))
+        receipt = rows.commit(claim)
+    await receipt.wait()
+    return claim.is_repeated
+
+
+async def send_apart(rig: Rig, key: str, numbers: Sequence[int]) -> bool:
+    """The same as a large request, in columns of its own."""
+    claimed = await rig.delivery.claim("p", "/v1/logs", key, repr(list(numbers)).encode())
+    with claimed as claim, rig.delivery.rows_apart("p", 64 * len(numbers)) as rows:
+        write(rows.columns("things"), numbered(numbers))
+        await rows.cut()
+        receipt = rows.commit(claim)
+    await receipt.wait()
+    return claim.is_repeated
+
+
+@pytest.mark.parametrize("sends", [send, send_apart])
+async def test_a_repeated_request_is_acknowledged_and_stored_once(open_rig: OpenRig, sends: Sends) -> None:
+    async with open_rig() as rig:
+        assert [await sends(rig, "a", range(100)) for _ in range(3)] == [False, True, True]
+        assert not await sends(rig, "b", range(100, 110))
+        await rig.flush()
+        assert await rig.stored() == list(range(110))
+        rig.check_counters()
+        assert rig.held_bytes() == 0
+
+
+async def test_many_requests_with_keys_share_frames(open_rig: OpenRig) -> None:
+    """More than one frame has room for, at once."""
+    async with open_rig(block_age_ms=50.0) as rig:
+        requests = 2 * KEYS_MAX + 10
+        outcomes = await asyncio.gather(*(send(rig, str(number), [number]) for number in range(requests)))
+        assert not any(outcomes)
+        await rig.flush()
+        assert await rig.stored() == list(range(requests))
+        shared = frames_with_keys(rig.frames.place)
+        assert sum(shared) == requests
+        assert max(shared) == KEYS_MAX
+
+
+def frames_with_keys(place: Path) -> list[int]:
+    """How many keys each frame has."""
+    found = []
+    for name, path in found_segments(place):
+        with SegmentReader(path, name) as reader:
+            found += [frame.keys_bytes // KEY_BYTES for frame in reader.frames() if isinstance(frame, Frame)]
+    return [keys for keys in found if keys]
+
+
+async def test_a_request_that_is_refused_may_be_sent_again(engine: Engine, tmp_path: Path) -> None:
+    """And after a restart too: what was written of it for nothing stands for nothing."""
+    disk = Recording()
+    async with rig(engine, tmp_path / "a", disk=disk) as before:
+        disk.fails = failing("sync", errno.EIO, times=1)
+        with pytest.raises(Overloaded):
+            await send(before, "a", range(100))
+        copy = await copied_once(before, tmp_path)
+        assert not await send(before, "a", range(100))
+        await before.flush()
+        assert await before.stored() == list(range(100))
+    async with rig(engine, copy) as after:
+        assert not await send(after, "a", range(100))
+        await after.flush()
+        assert await after.stored() == list(range(100))
+
+
+async def copied_once(rig: Rig, tmp_path: Path) -> Path:
+    """The spool once it says that a frame was never promised."""
+
+    def is_said() -> bool:
+        for name, path in found_segments(rig.frames.place):
+            with SegmentReader(path, name) as reader:
+                said = [reader.members(frame) for frame in reader.frames() if isinstance(frame, Frame)]
+                if any(one and one[0] == VOID for one in said):
+                    return True
+        return False
+
+    await until(is_said, "it is said")
+    return killed(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("sends", [send, send_apart])
+async def test_after_a_kill_a_request_that_was_kept_is_known(engine: Engine, tmp_path: Path, sends: Sends) -> None:
+    async with rig(engine, tmp_path / "a", plan=AWAY) as before:
+        await sends(before, "a", range(100))
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        async with rig(engine, copy, database=before.direct.database) as after:
+            await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
+            assert await sends(after, "a", range(100))
+            with pytest.raises(KeyReused):
+                await sends(after, "a", range(99))
+            await after.flush()
+            assert await after.stored() == list(range(100))
+
+
+async def test_without_keys_in_frames_it_is_stored_twice(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The positive control."""
+    monkeypatch.setattr(SegmentReader, "keys", lambda reader, frame: b"")
+    async with rig(engine, tmp_path / "a", plan=AWAY) as before:
+        await send(before, "a", range(100))
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        async with rig(engine, copy, database=before.direct.database) as after:
+            await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
+            assert not await send(after, "a", range(100))
+            await after.flush()
+            assert len(await after.stored()) == 200
+
+
+async def test_a_key_outlives_its_segment_and_its_slot(engine: Engine, tmp_path: Path) -> None:
+    async with rig(engine, tmp_path / "a", audit_ms=0.0, segment_bytes=64 << 10) as before:
+        await send(before, "a", range(100))
+        place = before.frames.place
+        await before.flush()
+        number = 100
+        while not found_files(place):
+            await send(before, str(number), range(number, number + 100))
+            await before.flush()
+            number += 100
+        assert await send(before, "a", range(100))
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        other = FrameNumbers(tmp_path / "b", slot=7)
+        adopt(other, 0)
+        other.close()
+        other.place.rename(copy / "slot-00.new")
+        shutil.rmtree(copy / "slot-00")
+        (copy / "slot-00.new").rename(copy / "slot-00")
+        assert len(found_files(copy / "slot-00")) == 1
+        async with rig(engine, copy, database=before.direct.database) as after:
+            await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
+            assert await send(after, "a", range(100))
+            await after.flush()
+            assert await after.stored() == list(range(number))
+
+
+async def test_a_frame_that_the_power_tore_leaves_no_key(engine: Engine, tmp_path: Path) -> None:
+    """Nobody was promised it, and a key that stood for it would keep its sender from storing it."""
+    async with rig(engine, tmp_path / "a", plan=AWAY) as before:
+        await send(before, "whole", range(50))
+        await send(before, "torn", range(50, 100))
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        [(name, path)] = found_segments(copy / "slot-00")
+        with SegmentReader(path, name) as reader:
+            keyed = [frame for frame in reader.frames() if isinstance(frame, Frame) and frame.keys_bytes]
+        with path.open("r+b") as file:
+            file.seek(keyed[1].payload_at + 8)
+            file.write(bytes(4))
+        async with rig(engine, copy, database=before.direct.database) as after:
+            await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
+            assert await send(after, "whole", range(50))
+            assert not await send(after, "torn", range(50, 100))
+            await after.flush()
+            assert await after.stored() == list(range(100))
+
+
+async def test_where_a_crash_left_one_table_of_two_the_other_is_stored_again(engine: Engine, tmp_path: Path) -> None:
+    both = (things(), things("others"))
+    async with rig(engine, tmp_path / "a", tables=both, plan=AWAY) as before:
+        await send(before, "a", range(50), ["things", "others"])
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        [(name, path)] = found_segments(copy / "slot-00")
+        with SegmentReader(path, name) as reader:
+            frames = [frame for frame in reader.frames() if isinstance(frame, Frame)]
+        assert len(frames) == 2, "one for each table"
+        with path.open("r+b") as file:
+            file.seek(frames[1].place.offset)
+            file.write(bytes(frames[1].place.bytes))
+        async with rig(engine, copy, tables=both, database=before.direct.database) as after:
+            await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
+            assert not await send(after, "a", range(50), ["things", "others"])
+            assert await send(after, "a", range(50), ["things", "others"])
+            await after.flush()
+            assert await after.stored("things") == await after.stored("others") == list(range(50))
+
+
+# Their files ---------------------------------------------------------------------------------------
+
+
+async def test_key_files_are_made_one_and_go_with_their_time(keys: Idempotency, clock: Clock, tmp_path: Path) -> None:
+    files = KeyFiles(tmp_path, Disk(), keys, iter(range(1_000)).__next__)
+    for number in range(FILES_MAX + 1):
+        clock.now += 1
+        with await claimed(keys, str(number)) as claim:
+            entries = entry(claim)
+            keys.kept(entries)
+        files.keep(entries)
+    assert len(found_files(tmp_path)) == 1
+    later = opened(clock)
+    KeyFiles(tmp_path, Disk(), later, iter(range(1_000)).__next__).load()
+    later.all_found()
+    for number in range(FILES_MAX + 1):
+        assert (await claimed(later, str(number))).is_repeated
+    clock.now += 3_602
+    files.keep(b"")
+    assert found_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
+async def test_of_a_damaged_key_file_nothing_is_believed(
+    keys: Idempotency, clock: Clock, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with await claimed(keys) as claim:
+        entries = entry(claim)
+        keys.kept(entries)
+    KeyFiles(tmp_path, Disk(), keys, iter(range(1_000)).__next__).keep(entries)
+    [(_, path)] = found_files(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes({"cut": whole[:-5], "flipped": whole[:9] + b"\1" + whole[10:], "empty": b""}[how])
+    later = opened(clock)
+    KeyFiles(tmp_path, Disk(), later, iter(range(1_000)).__next__).load()
+    later.all_found()
+    assert "is damaged" in caplog.text
+    assert not (await claimed(later)).is_repeated
+
+
+async def test_a_segment_stays_until_its_keys_are_written(engine: Engine, tmp_path: Path) -> None:
+    disk = Recording()
+    async with rig(engine, tmp_path / "a", audit_ms=0.0, segment_bytes=64 << 10, disk=disk) as it:
+        disk.fails = lambda what, name: OSError(errno.EIO, "no") if (what, name[-5:]) == ("create", ".keys") else None
+        await send(it, "a", range(100))
+        place = it.frames.place
+        [(_, first)] = found_segments(place)
+        number = 100
+        while ("create", "keys") not in {(what, name[-4:]) for what, name in disk.done}:
+            await send(it, str(number), range(number, number + 100))
+            await it.flush()
+            number += 100
+        assert first.exists()
+        disk.fails = lambda what, name: None
+        while first.exists():
+            await send(it, str(number), range(number, number + 100))
+            await it.flush()
+            number += 100
+        assert found_files(place)
