@@ -294,8 +294,6 @@ class Delivery:
     def _kept(self, block: Block) -> None:
         """A block is in the spool."""
         self._congestion.leave()
-        if block.keys:
-            self._keys.kept(block.keys)
         block.promise.reach(min(block.durability, Durability.DISK))
         shard = self._shard(block.project_id)
         ring, flusher = self._rings[shard], self._flushers[shard]
@@ -318,12 +316,8 @@ class Delivery:
         self._congestion.leave()
         shard = self._shard(block.project_id)
         if block.durability <= block.promise.reached:
-            if block.keys:
-                self._keys.kept(block.keys)
             self._flushers[shard].take(block)
             return
-        if block.keys:
-            self._keys.refused(block.keys)
         self._unkept[block.table, error.strerror or "no reason given"] += block.rows
         self._rings[shard].release(block.table, block.rows, block.held_bytes)
         self._metrics.rows_refused.add(block.rows, block.table)

@@ -38,17 +38,18 @@ from hashlib import blake2b
 from types import TracebackType
 
 from gateway._native import crc32c
+from gateway.delivery.frames import SLOT_BITS
 from gateway.delivery.segments import KEY_BYTES
 from gateway.errors import KeyReused, Overloaded
 
 PARTS_MAX = 8
-SLOTS = 64
+SLOTS = 1 << SLOT_BITS
 WAIT_S = 5.0
 """For the first request of a key to be kept or refused; then the next is asked to come again."""
 POLL_S = 0.005
 
 _CELL = struct.Struct("<16sIIBBBBI")
-"""digest, seconds since 1970, checksum, state, parts kept (a bit each), parts, slot, life."""
+"""digest, seconds since 1970, checksum, state, parts kept and parts refused (a bit each), parts, who claimed it."""
 _ENTRY = struct.Struct("<16sIIBB6x")
 """digest, seconds since 1970, checksum, which part, of how many."""
 _BUCKET_CELLS = 16
@@ -56,7 +57,7 @@ _BUCKET_BYTES = _BUCKET_CELLS * _CELL.size
 _HEAD_BYTES = 4096
 _LIVES_AT, _OVER_AT = SLOTS, SLOTS + 4 * SLOTS
 _LIFE = struct.Struct("<I")
-_AT, _STATE, _KEPT = 16, 24, 25
+_AT, _STATE, _KEPT, _REFUSED, _PARTS, _WHO = 16, 24, 25, 26, 27, 28
 _FREE, _CLAIMED, _SETTLED = 0, 1, 2
 _UNREAD, _READ = 1, 2
 _BLOCK_AT = 256
@@ -162,6 +163,7 @@ class Idempotency:
         with self._locked():
             self._life = self._number(_LIVES_AT, slot) + 1
             _LIFE.pack_into(self._memory, _LIVES_AT + 4 * slot, self._life)
+        self._who = self._life << SLOT_BITS | slot
 
     async def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
         """Claim a key of a project for a request to a path. 10 microseconds when nobody has it.
@@ -189,14 +191,18 @@ class Idempotency:
 
     def refused(self, entries: bytes) -> None:
         """They are not, and never will be."""
-        for digest, *_ in _ENTRY.iter_unpack(entries):
-            self.let_go(digest)
+        with self._locked():
+            for digest, _, _, part, parts in _ENTRY.iter_unpack(entries):
+                at = self._ours(digest)
+                if at is not None:
+                    self._memory[at + _REFUSED] |= 1 << part
+                    self._decide(at, parts)
 
     def let_go(self, digest: bytes) -> None:
-        """Nothing more will be stored under a claim."""
+        """Nothing is stored under a claim."""
         with self._locked():
-            at = self._find(digest)
-            if at is not None and self._is_claimed(at) and self._is_ours(at):
+            at = self._ours(digest)
+            if at is not None:
                 self._memory[at + _STATE] = _SETTLED if self._memory[at + _KEPT] else _FREE
 
     def found(self, entries: bytes) -> None:
@@ -247,7 +253,7 @@ class Idempotency:
         kept = parts = 0
         first_s = now_s
         if at is not None and not self._is_expired(at):
-            _, first_s, used_for, _, kept, parts, _, _ = _CELL.unpack_from(self._memory, at)
+            _, first_s, used_for, _, kept, _, parts, _ = _CELL.unpack_from(self._memory, at)
             is_claimed = self._is_claimed(at)
             if used_for != checksum and (is_claimed or kept):
                 raise KeyReused("this Idempotency-Key was used for another body; make a new one for each request")
@@ -261,7 +267,7 @@ class Idempotency:
             return None
         # The state last: a process may be killed in between.
         self._memory[at + _STATE] = _FREE
-        cell = _CELL.pack(digest, first_s, checksum, _FREE, kept, parts, self._slot, self._life)
+        cell = _CELL.pack(digest, first_s, checksum, _FREE, kept, 0, parts, self._who)
         self._memory[at : at + _CELL.size] = cell
         self._memory[at + _STATE] = _CLAIMED
         return Claim(self, digest, checksum, first_s, kept, parts)
@@ -272,12 +278,20 @@ class Idempotency:
             at = self._room(digest, older_than_s=at_s)
             if at is None:
                 return
-            cell = _CELL.pack(digest, at_s, checksum, _FREE, 0, parts, self._slot, self._life)
+            cell = _CELL.pack(digest, at_s, checksum, _FREE, 0, 0, parts, self._who)
             self._memory[at : at + _CELL.size] = cell
-        self._memory[at + _KEPT + 1] = parts
+        self._memory[at + _PARTS] = parts
         self._memory[at + _KEPT] |= 1 << part
-        if self._memory[at + _KEPT] == _all(parts) or not self._is_claimed(at):
+        if self._is_claimed(at):
+            self._decide(at, parts)
+        else:
             self._memory[at + _STATE] = _SETTLED
+
+    def _decide(self, at: int, parts: int) -> None:
+        """End a claim when it is known of each of its parts whether it is kept."""
+        kept = self._memory[at + _KEPT]
+        if kept | self._memory[at + _REFUSED] == _all(parts):
+            self._memory[at + _STATE] = _SETTLED if kept else _FREE
 
     def _find(self, digest: bytes) -> int | None:
         """Where the cell of a key is."""
@@ -318,12 +332,15 @@ class Idempotency:
         """Whether a cell's request is under way: not when its process died, and its spool was looked through."""
         if self._memory[at + _STATE] != _CLAIMED:
             return False
-        *_, slot, life = _CELL.unpack_from(self._memory, at)
-        return bool(life > self._number(_OVER_AT, slot))
+        who = _LIFE.unpack_from(self._memory, at + _WHO)[0]
+        return bool(who >> SLOT_BITS > self._number(_OVER_AT, who & SLOTS - 1))
 
-    def _is_ours(self, at: int) -> bool:
-        *_, slot, life = _CELL.unpack_from(self._memory, at)
-        return (slot, life) == (self._slot, self._life)
+    def _ours(self, digest: bytes) -> int | None:
+        """The cell of a key that we have claimed."""
+        at = self._find(digest)
+        if at is None or not self._is_claimed(at) or _LIFE.unpack_from(self._memory, at + _WHO)[0] != self._who:
+            return None
+        return at
 
     def _is_expired(self, at: int) -> bool:
         at_s = int.from_bytes(self._memory[at + _AT : at + _AT + 4], "little")

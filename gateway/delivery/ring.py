@@ -293,7 +293,8 @@ class Ring:
             entries = claim.entries(tables)
             for each in opened:
                 each.keys += entries.get(each.stock.name, b"")
-        receipt = self._receipt([each.promise for each in opened if each.columns.rows > each.rows_before], durability)
+        promises = [each.promise for each in opened if each.columns.rows > each.rows_before]
+        receipt = self._receipt(promises, durability, repeated=bool(repeated))
         for each in opened:
             each.durability = max(each.durability, durability)
             self._count(each)
@@ -318,6 +319,7 @@ class Ring:
     ) -> Receipt:
         """Keep blocks that were cut apart, one per table, at their real size instead of the reserved one."""
         tables = [block.table for block in blocks]
+        repeated: set[str] = set()
         if claim is not None:
             repeated = claim.repeated(tables)
             blocks = [block for block in blocks if block.table not in repeated]
@@ -331,7 +333,7 @@ class Ring:
             for block in blocks:
                 block.keys = entries[block.table]
                 self.held_bytes += len(block.keys)
-        receipt = self._receipt([block.promise for block in blocks], durability)
+        receipt = self._receipt([block.promise for block in blocks], durability, repeated=bool(repeated))
         for block in blocks:
             self.rows[block.table] = self.rows.get(block.table, 0) + block.rows
             self._metrics.rows_accepted.add(block.rows, block.table)
@@ -391,11 +393,11 @@ class Ring:
         """The clock when the oldest open row came."""
         return min((opened.since for opened in self._open.values()), default=None)
 
-    def _receipt(self, promises: Sequence[Promise], durability: Durability) -> Receipt:
+    def _receipt(self, promises: Sequence[Promise], durability: Durability, *, repeated: bool) -> Receipt:
+        """``repeated``: an earlier request had some of it kept, and nobody here knows whether that is stored."""
         if len(promises) > 1:
             tie(promises)
-        # Of what an earlier request had kept nobody here knows whether it is stored.
-        known = durability if promises else min(durability, Durability.DISK)
+        known = min(durability, Durability.DISK) if repeated else durability
         return Receipt(promises, known, stored_s_max=self._settings.stored_ms_max / 1000)
 
     def _count(self, opened: _Open) -> None:

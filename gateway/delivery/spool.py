@@ -198,24 +198,32 @@ class Spool:
         def is_promised() -> bool:
             return promise.kept or promise.reached >= block.durability
 
+        def taken(block: Block) -> None:
+            self._hold_keys(block)
+            kept(block)
+
         def entered(block: Block) -> None:
             if promise.fate is False and not is_promised():
-                self._settle(Kind.SKIP, block.table, [block], VOID)
+                self._settle(Kind.SKIP, block.table, [block], partial(self._free_keys, block))
                 failed(block, OSError(errno.ECANCELED, "other rows of the same requests could not be"))
             else:
                 promise.decide(kept=True)
-                kept(block)
+                taken(block)
 
         def refused(error: OSError, segment: int | None) -> None:
             stays = promise.fate or is_promised()
             promise.decide(kept=stays)
             if stays and (segment is not None or block.durability > Durability.MEMORY):
                 # Some of its senders are told already; the others wait a little longer.
-                self._write_later(block, segment, kept)
+                self._write_later(block, segment, taken)
                 return
             if segment is not None:
                 # The file may hold it all the same, and its sender is told otherwise.
-                self._say(Kind.SKIP, block.table, [(segment, block.frame)], VOID)
+                self._say(Kind.SKIP, block.table, [(segment, block.frame)], partial(self._free_keys, block))
+            elif stays:
+                self._hold_keys(block)
+            else:
+                self._free_keys(block)
             failed(block, error)
 
         self._write(block, 0, entered, refused)
@@ -413,7 +421,7 @@ class Spool:
         self.ledger.held[block.frame] = block
         self.ledger.add(block.project_id, place)
 
-    def _settle(self, kind: Kind, table: str, blocks: Sequence[Block], token: str = "") -> None:
+    def _settle(self, kind: Kind, table: str, blocks: Sequence[Block], void: Callable[[], None] | None = None) -> None:
         on_disk = [block for block in blocks if block.place is not None]
         members: list[Member] = []
         for block in on_disk:
@@ -423,18 +431,34 @@ class Spool:
             self.ledger.ghosts.pop(block.frame, None)
         self.ledger.unseal(block.frame for block in on_disk)
         if members:
-            self._say(kind, table, members, token)
+            self._say(kind, table, members, void)
 
-    def _say(self, kind: Kind, table: str, members: list[Member], token: str = "") -> None:
-        """Write down what became of frames, at some time: until then a restart would only ask again."""
+    def _say(self, kind: Kind, table: str, members: list[Member], void: Callable[[], None] | None = None) -> None:
+        """Write down what became of frames, at some time: until then a restart would only ask again.
+
+        ``void``: they were never promised, and this is to be called when that is on disk.
+        """
 
         def kept(place: Place) -> None:
             self.ledger.segments[place.segment].names.update(segment for segment, _ in members)
+            if void is not None:
+                void()
 
         def failed(error: OSError, _: int | None) -> None:
-            asyncio.get_running_loop().call_later(AGAIN_S, self._say, kind, table, members, token)
+            asyncio.get_running_loop().call_later(AGAIN_S, self._say, kind, table, members, void)
 
-        self._writer.append(Entry(kind, listed(members, token), kept, failed, table=table, synced=kind == Kind.SKIP))
+        payload = listed(members, VOID if void is not None else "")
+        self._writer.append(Entry(kind, payload, kept, failed, table=table, synced=kind == Kind.SKIP))
+
+    def _hold_keys(self, block: Block) -> None:
+        """What a block holds need not be stored again."""
+        if self._keys is not None and block.keys:
+            self._keys.kept(block.keys)
+
+    def _free_keys(self, block: Block) -> None:
+        """A block will never be delivered, not after a restart either: what it held may be stored again."""
+        if self._keys is not None and block.keys:
+            self._keys.refused(block.keys)
 
     def _give_up(self, block: Block) -> None:
         """The disk has lost this block."""
@@ -491,6 +515,8 @@ class Spool:
             with SegmentReader(segment.path, segment.name, segment.end) as reader:
                 frames = (found for found in reader.frames() if isinstance(found, Frame) and found.keys_bytes)
                 entries = b"".join(map(reader.keys, frames))
+        except FileNotFoundError:
+            return  # It is a removal that has to be synced once more.
         except OSError as error:
             log.error("spool: the keys in %s are forgotten: %s", segment.name.file, error.strerror)  # noqa: TRY400
             return

@@ -74,7 +74,10 @@ class Oracle:
 
     def sent(self, table: str, numbers: Iterable[int], process: Process, *, alone: bool) -> None:
         for number in numbers:
-            self.rows[number] = Obligation(table, process, alone=alone)
+            if number in self.rows:  # it is sent again
+                self.rows[number].process, self.rows[number].word = process, Word.NOTHING
+            else:
+                self.rows[number] = Obligation(table, process, alone=alone)
 
     def told(self, numbers: Iterable[int], word: Word, level: Durability = Durability.MEMORY) -> None:
         for number in numbers:

@@ -55,6 +55,8 @@ class Plan:
     flushes: list[tuple[float, int]]
     late: list[Request]
     """Sent when everything is mended; then the server loses what it has just acknowledged."""
+    insists: bool
+    """Senders have a key for each request and send it again, to whoever there is, until it is taken."""
 
 
 def plan(seed: int) -> Plan:
@@ -116,6 +118,7 @@ def plan(seed: int) -> Plan:
         adoption_cut=some(0.5),
         flushes=[(at, random.randrange(together)) for at in moments(3)],
         late=_late(random, max((max(numbers) for request in requests for _, numbers in request.rows), default=0) + 1),
+        insists=Random(f"sent again {seed}").random() < 0.25,
     )
 
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
 from gateway.delivery.audit import Audit
 from gateway.delivery.flusher import Flusher
 from gateway.delivery.ledger import Ledger
+from gateway.delivery.segments import SegmentReader
+from gateway.delivery.spool import Spool
 from gateway.delivery.walk import Walk
 from gateway.schema import Table
 from tests.chaos.simulation.server import Client
@@ -113,6 +116,25 @@ def test_with_dones_that_name_frames_without_their_segment_frames_come_back(monk
 
     monkeypatch.setattr(Walk, "settle", elsewhere)
     assert found().startswith("broken: ")
+
+
+def test_without_keys_in_frames_what_is_sent_again_is_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SegmentReader, "keys", lambda reader, frame: b"")
+    assert "stored twice" in found()
+
+
+def test_with_refused_frames_whose_keys_are_free_before_the_disk_says_so_rows_are_doubled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    append = Spool._say
+
+    def at_once(spool: Spool, *what: Any) -> None:
+        if what[-1] is not None and callable(what[-1]):
+            what[-1]()
+        append(spool, *what)
+
+    monkeypatch.setattr(Spool, "_say", at_once)
+    assert "stored twice" in found()
 
 
 def found(*, ignores: frozenset[str] = frozenset()) -> str:

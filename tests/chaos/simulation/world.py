@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -24,6 +24,7 @@ from gateway.delivery.audit import LOOK_S
 from gateway.delivery.block import Durability, Receipt
 from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.frames import FrameNumbers, slot_place
+from gateway.delivery.idempotency import Claim, Idempotency, shared_keys
 from gateway.delivery.segments import SegmentName, SegmentReader
 from gateway.errors import WeirError
 from gateway.metrics import Metrics
@@ -80,6 +81,8 @@ class World:
         self._count = 0
         self._healed = False
         self._unaudited: dict[int, tuple[float, Process]] = {}
+        self._keys: int | None = None
+        self._insisting: list[asyncio.Task[None]] = []
 
     def note(self, what: str) -> None:
         """Write down what happens now."""
@@ -162,6 +165,9 @@ class World:
 
     def _new_life(self, slot: int, ends_at: float) -> Life:
         self._count += 1
+        if self.plan.insists and not self._lives and (self._keys is None or self._random.random() < 0.5):
+            # The supervisor was killed too, and with it went what its workers shared.
+            self._keys = shared_keys(1_000, range(self.plan.together))
         process = Process(slot, f"{self._count}@{slot}")
         return Life(self, process, ends_at)
 
@@ -199,8 +205,26 @@ class World:
 
     def _send(self, request: Request) -> None:
         life = self._lives.get(request.slot)
-        if life is not None and not life.process.dead and life.delivery is not None:
+        if self.plan.insists and Durability[request.durability.upper()] >= Durability.DISK:
+            self._insisting.append(self.loop.create_task(self._insist(request)))
+        elif life is not None and not life.process.dead and life.delivery is not None:
             self.loop.create_task(life.request(request), context=life.process.context())
+
+    async def _insist(self, request: Request) -> None:
+        """Send a request with a key to one process after the other, until one takes it."""
+        while True:
+            life = self._lives[self._random.choice(sorted(self._lives))] if self._lives else None
+            if life is not None and not life.process.dead and life.delivery is not None:
+                context = life.process.context()
+                answering = self.loop.create_task(
+                    life.request(request, key=f"{request.rows[0][1][0]}"), context=context
+                )
+                gives_up = self.loop.time() + self._random.choice((0.05, 1.0, 30.0))
+                while not answering.done() and not life.process.dead and self.loop.time() < gives_up:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                if answering.done() and answering.result():
+                    return
+            await asyncio.sleep(self._random.choice((0.001, 0.1, 1.0)))
 
     def _flush(self, slot: int) -> None:
         life = self._lives.get(slot)
@@ -226,6 +250,8 @@ class World:
         life.begin(list(range(1, self.plan.together)))
         delivery = life.delivery
         assert delivery is not None
+        self._lives[0] = life
+        await asyncio.wait_for(asyncio.gather(*self._insisting), HEALING_S)
         await asyncio.wait_for(delivery.flush(), HEALING_S)
         self.note("everything is flushed")
         if self.plan.late and self.plan.settings["audit_ms"]:
@@ -322,8 +348,17 @@ class Life:
             wall=lambda: WALL + world.loop.time(),
             random=Random(f"{world.seed} {self.process.name}").random,
             disk=self._disk,
+            keys=self._known_keys(foreign),
         )
         world.loop.create_task(self.delivery.start())
+
+    def _known_keys(self, foreign: list[int]) -> Idempotency | None:
+        """Where senders insist."""
+        world = self._world
+        if world._keys is None:
+            return None
+        slots = (self.process.slot, *foreign)
+        return Idempotency(world._keys, slots=slots, keys_max=0, keep_s=3_600.0, wall=lambda: WALL + world.loop.time())
 
     async def stop(self, deadline_s: float) -> None:
         """Stop as asked."""
@@ -348,41 +383,48 @@ class Life:
         if self._frames is not None:
             self._frames.close()
 
-    async def request(self, request: Request) -> None:
-        """One request's life."""
+    async def request(self, request: Request, *, key: str = "") -> bool:
+        """One request's life; whether it was taken."""
         world, oracle = self._world, self._world.oracle
         numbers = [number for _, some in request.rows for number in some]
         for table, some in request.rows:
             oracle.sent(table, some, self.process, alone=len(request.rows) == 1)
         try:
-            receipt = await self._commit(request)
+            receipt = await self._commit(request, key)
         except WeirError as error:
             world.note(f"{self.process.name}: {numbers[0]}-{numbers[-1]} refused at once: {error.log}")
-            oracle.told(numbers, Word.NEVER)
-            return
+            oracle.told(numbers, Word.NOTHING if key else Word.NEVER)
+            return False
         try:
             await receipt.wait()
         except WeirError as error:
             world.note(f"{self.process.name}: {numbers[0]}-{numbers[-1]} refused: {error.log}")
-            oracle.told(numbers, Word.REFUSED)
-        else:
-            world.note(f"{self.process.name}: {numbers[0]}-{numbers[-1]} taken, {receipt.durability}")
-            oracle.told(numbers, Word.TAKEN, Durability[receipt.durability.upper()])
+            oracle.told(numbers, Word.NOTHING if key else Word.REFUSED)
+            return False
+        world.note(f"{self.process.name}: {numbers[0]}-{numbers[-1]} taken, {receipt.durability}")
+        oracle.told(numbers, Word.TAKEN, Durability[receipt.durability.upper()])
         self.check_counters()
+        return True
 
-    async def _commit(self, request: Request) -> Receipt:
+    async def _commit(self, request: Request, key: str) -> Receipt:
         assert self.delivery is not None
         how = request.project, request.expected_bytes, request.durability
+        claimed: Any = await self.delivery.claim(request.project, "", key, b"") if key else nullcontext()
+        with claimed as claim:
+            return await self._append(request, how, claim)
+
+    async def _append(self, request: Request, how: tuple[str, int, str], claim: Claim | None) -> Receipt:
+        assert self.delivery is not None
         if request.apart:
             with self.delivery.rows_apart(*how) as apart:
                 for table, some in request.rows:
                     write(apart.columns(table), numbered(some, days=request.days), body=request.body)
                 await apart.cut()
-                return apart.commit()
+                return apart.commit(claim)
         with self.delivery.rows(*how) as rows:
             for table, some in request.rows:
                 write(rows.columns(table), numbered(some, days=request.days), body=request.body)
-            return rows.commit()
+            return rows.commit(claim)
 
     def check_counters(self) -> None:
         """Accepted and recovered rows are stored, refused, dead letters, damaged or buffered."""
