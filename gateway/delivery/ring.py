@@ -26,7 +26,6 @@ from gateway.delivery.block import Block, Durability, Promise, Receipt, tie
 from gateway.delivery.drain import Drain
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.idempotency import Claim
-from gateway.delivery.segments import KEY_BYTES, KEYS_MAX
 from gateway.delivery.settings import Settings
 from gateway.errors import Overloaded, TooLarge
 from gateway.metrics import Metrics
@@ -101,10 +100,6 @@ class _Open:
         self.held = False
         self.held_bytes = 0
         self.rows_before = self.bytes_before = 0
-
-    def is_full(self, block_bytes: int) -> bool:
-        """Whether it is time to cut it."""
-        return self.columns.bytes >= block_bytes or len(self.keys) == KEYS_MAX * KEY_BYTES
 
 
 class RowsHandle:
@@ -301,7 +296,7 @@ class Ring:
         if len(self._open) > self._settings.open_columns_max:
             self._cut_safely(list(self._open.values()))
         else:
-            self._cut_safely([each for each in opened if each.is_full(self._settings.block_bytes)])
+            self._cut_safely([each for each in opened if each.columns.bytes >= self._settings.block_bytes])
         if self._timer is None and self._open:
             self._start_timer()
         return receipt

@@ -8,9 +8,10 @@ by its name. Ordinals only say which is older.
     header    0 magic "WEIRSPL\\n" | 8 version u32 | 12 zero u32 | 16 id u64 | 24 milliseconds since 1970 u64
               | 32 zeros | 60 CRC32C of the 60 before                                    (64 bytes)
     frame     0 magic | 4 CRC of the head | 8 CRC of the payload | 12 payload bytes u32
-              | 16 type u8 | 17 table bytes u8 | 18 project bytes u8 | 19 keys u8 | 20 rows u32
+              | 16 type u8 | 17 table bytes u8 | 18 project bytes u8 | 19 flag u8 | 20 rows u32
               | 24 number u64 | 32 milliseconds since 1970 u64 | 40 origin u64            (48 bytes)
-              | table | project | payload | keys | zeros up to a multiple of 8
+              | table | project | where flag is 1: how many keys u32 | payload | keys
+              | zeros up to a multiple of 8
     DATA      one block of one table, compressed: the very bytes an insert sends. ``number`` is the
               block's frame number. With an ``origin`` it is a copy and takes the place of the frame of
               that number in the segment of that id. Its keys are 32 bytes each: whose rows they are, of the
@@ -24,8 +25,8 @@ Version 1 is the same without keys.
 
 All numbers are little-endian. Both CRCs are CRC32C, seeded with (segment id, offset of the
 frame): a frame that is left over from another file, or was written to another place, does not
-pass. The head's covers all of the head behind it and both names, so that a chain of heads can be
-walked without reading payloads. The payload's covers the keys too.
+pass. The head's covers all of the head behind it, both names and the number of keys, so that a chain of
+heads can be walked without reading payloads. The payload's covers the keys too.
 
 Invariants, which the spool keeps and the reader may rely on:
   * A segment is written from front to back, by one process, and never again after it was left.
@@ -61,14 +62,14 @@ HEADER_BYTES = 64
 HEAD_BYTES = 48
 ALIGNMENT = 8
 NAME_BYTES_MAX = 255
-KEY_BYTES, KEYS_MAX = 32, 255
+KEY_BYTES = 32
 VOID = "void"
 
 _HEADER = struct.Struct("<8sI4xQQ28x")
 _HEAD = struct.Struct("<4sIIIBBBBIQQQ")
 _BEHIND_HEAD_CRC = struct.Struct("<IIBBBBIQQQ")
 _SEED = struct.Struct("<QQ")
-_CRC = struct.Struct("<I")
+_CRC = _KEYS = struct.Struct("<I")
 _NAME = re.compile(r"([0-9a-f]{10})-([0-9a-f]{16})\.seg")
 _WINDOW_BYTES_MIN, _WINDOW_BYTES = 512, 1 << 20
 _MAYBE_HEAD = re.compile(re.escape(FRAME_MAGIC) + rb"(?=.{12}[\x01-\x04])", re.DOTALL)
@@ -194,20 +195,24 @@ def framed(
         kind,
         len(table_bytes),
         len(project_bytes),
-        len(keys) // KEY_BYTES,
+        bool(keys),
         rows,
         number,
         at_ms,
         origin,
     )
     rest = behind + table_bytes + project_bytes
+    if keys:
+        rest += _KEYS.pack(len(keys) // KEY_BYTES)
     head = FRAME_MAGIC + _CRC.pack(crc32c(rest, seed)) + rest
-    return head, keys + bytes(-(len(head) + len(payload)) % ALIGNMENT)
+    return head, keys + bytes(-(len(head) + len(payload) + len(keys)) % ALIGNMENT)
 
 
 def framed_bytes(payload_bytes: int, table: str = "", project_id: str = "", keys_bytes: int = 0) -> int:
     """The size of a frame on disk."""
-    unpadded = HEAD_BYTES + len(table.encode()) + len(project_id.encode()) + payload_bytes + keys_bytes
+    unpadded = HEAD_BYTES + len(table.encode()) + len(project_id.encode()) + payload_bytes
+    if keys_bytes:
+        unpadded += _KEYS.size + keys_bytes
     return unpadded + -unpadded % ALIGNMENT
 
 
@@ -266,16 +271,18 @@ class SegmentReader:
 
     def frame(self, offset: int) -> Frame | None:
         """The frame at ``offset`` if its head passes; its payload is not read."""
-        start = self._read(offset, HEAD_BYTES + 2 * NAME_BYTES_MAX)
+        start = self._read(offset, HEAD_BYTES + 2 * NAME_BYTES_MAX + _KEYS.size)
         if len(start) < HEAD_BYTES or not start.startswith(FRAME_MAGIC):
             return None
-        _, crc, payload_crc, payload_bytes, kind, table_bytes, project_bytes, keys, rows, number, at_ms, origin = (
+        _, crc, payload_crc, payload_bytes, kind, table_bytes, project_bytes, flag, rows, number, at_ms, origin = (
             _HEAD.unpack_from(start)
         )
         names_end = HEAD_BYTES + table_bytes + project_bytes
-        if len(start) < names_end or crc32c(start[8:names_end], self.name.seed(offset)) != crc:
+        head_bytes = names_end + (_KEYS.size if flag else 0)
+        if len(start) < head_bytes or crc32c(start[8:head_bytes], self.name.seed(offset)) != crc:
             return None
-        whole_bytes = names_end + payload_bytes + keys * KEY_BYTES
+        keys_bytes = KEY_BYTES * _KEYS.unpack_from(start, names_end)[0] if flag else 0
+        whole_bytes = head_bytes + payload_bytes + keys_bytes
         whole_bytes += -whole_bytes % ALIGNMENT
         if offset + whole_bytes > self.end or kind not in Kind.__members__.values():
             return None
@@ -294,9 +301,9 @@ class SegmentReader:
             at_ms,
             origin,
             payload_crc,
-            offset + names_end,
+            offset + head_bytes,
             payload_bytes,
-            keys * KEY_BYTES,
+            keys_bytes,
         )
 
     def payload(self, frame: Frame) -> bytes | None:

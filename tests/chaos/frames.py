@@ -31,10 +31,12 @@ def frames_of(path: Path) -> list[FrameAt]:
     data = path.read_bytes()
     at = _HEADER_BYTES
     while at + _HEAD_BYTES <= len(data):
-        magic, payload, kind, table, project, keys, rows = _HEAD.unpack_from(data, at)
+        magic, payload, kind, table, project, flag, rows = _HEAD.unpack_from(data, at)
         if magic != _MAGIC:
             break
-        size = _HEAD_BYTES + table + project + payload + 32 * keys
+        size = _HEAD_BYTES + table + project + payload
+        if flag:
+            size += 4 + 32 * int.from_bytes(data[at + _HEAD_BYTES + table + project :][:4], "little")
         end = at + size + -size % 8
         found.append(FrameAt(at, end, kind, rows))
         at = end

@@ -44,7 +44,7 @@ GOLDEN_1 = (
 GOLDEN = (
     *GOLDEN_1,
     Spec(Kind.DATA, b"of one request", 10, "otel_logs", "p", 1, 1_790_000_000_789, keys=bytes(range(32))),
-    Spec(Kind.DATA, b"of many", 11, "otel_logs", "p", 255, 1_790_000_000_790, keys=bytes(range(255)) * 32),
+    Spec(Kind.DATA, b"of many", 11, "otel_logs", "p", 300, 1_790_000_000_790, keys=bytes(range(240)) * 40),
     Spec(Kind.SKIP, listed([(NAME.id, 10)], "void"), table="otel_logs"),
 )
 """The same with what version 2 adds: keys, and frames that were never promised."""
