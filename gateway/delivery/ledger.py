@@ -5,7 +5,7 @@ Plain counting, without files. Every change of a frame's state goes through here
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -172,9 +172,12 @@ class Ledger:
         segment = self.segments.get(member[0])
         return segment is not None and not segment.is_settled(member[1])
 
-    def removable(self, now: float, keep_s: float) -> list[Segment]:
-        """Takes out of the books, and returns, the segments that nobody needs: see the spool's invariant 4."""
-        homes = set(self.homes.values())
+    def removable(self, now: float, keep_s: float, needed: Set[int] = frozenset()) -> list[Segment]:
+        """Takes out of the books, and returns, the segments that nobody needs: see the spool's invariant 4.
+
+        ``needed``: those that hold, perhaps, what is being written again.
+        """
+        homes = {*needed, *self.homes.values()}
         gone = []
         for segment_id, segment in list(self.segments.items()):
             if not segment.is_over or segment_id in homes:

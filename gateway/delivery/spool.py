@@ -15,8 +15,9 @@ Invariants:
      found again by ``load``; never two of these, so a frame is in at most one batch.
   3. An insert is sent only after the SEAL with its token is synced. After a restart a sealed batch has
      the same token and the same frames, and its outcome counts as unknown.
-  4. A segment is removed when all its frames are settled, for ``audit_s`` at least, and when none of
-     its SEAL, DONE and SKIP frames is needed: they name no frame in a segment that is still there.
+  4. A segment is removed when all its frames are settled, for ``audit_s`` at least, when none of
+     its SEAL, DONE and SKIP frames is needed: they name no frame in a segment that is still there, and
+     when no block of it is being written again.
   5. What is refused to a sender is not delivered: a failed group's frames are SKIPped, and so are others that
      hold rows of the same request; where such are kept already, it is written again instead.
 
@@ -102,6 +103,8 @@ class Spool:
         self.ledger = Ledger()
         self._oldest: float | None = None
         self._unwritten: dict[int, Block] = {}
+        self._origins: dict[int, int] = {}
+        """By frame number, the segment that has, perhaps, a block that is being written again."""
         self._later: dict[int, tuple[asyncio.TimerHandle, Callable[[], None]]] = {}
         self._disk = disk or Disk()
         self._keys = keys
@@ -231,6 +234,7 @@ class Spool:
     def revive(self, block: Block, kept: Callable[[Block], None]) -> None:
         """Write a block again that was done and has to be inserted once more after all."""
         origin, block.place = block.on_disk.segment, None
+        self._origins[block.frame] = origin
         self._write_again(block, origin, kept)
 
     def _write(
@@ -243,6 +247,7 @@ class Spool:
         def entered(place: Place) -> None:
             self._enter(block, place)
             self._unwritten.pop(block.frame, None)
+            self._origins.pop(block.frame, None)
             if origin:
                 self.ledger.segments[place.segment].names.update((origin, *self.ledger.ghosts.get(block.frame, ())))
             kept(block)
@@ -281,6 +286,8 @@ class Spool:
             self._write_again(block, origin or failed or 0, kept)
 
         self._unwritten[block.frame] = block
+        if failed is not None:
+            self._origins.setdefault(block.frame, failed)
         self._later[block.frame] = asyncio.get_running_loop().call_later(AGAIN_S, again), again
 
     async def seal(self, table: str, token: str, blocks: Sequence[Block]) -> None:
@@ -378,7 +385,8 @@ class Spool:
         ``hurry``: the disk is full; nothing waits for ``audit_s``.
         """
         if self.recovered.is_set():
-            for segment in self.ledger.removable(self._clock(), 0.0 if hurry else self._audit_s):
+            needed = set(self._origins.values())
+            for segment in self.ledger.removable(self._clock(), 0.0 if hurry else self._audit_s, needed):
                 self._writer.remove(segment.path, partial(self._keep_keys, segment))
 
     async def compact(self) -> bool:

@@ -36,6 +36,9 @@ PINNED = {
     46: "a row that was acknowledged as written waits to be written again when the process stops",
     181: "a try by row comes through after the process that sent it was killed",
     1642: "a SEAL that was never synced is believed after a kill, and lost with the power later",
+    61096: "a server that dies twice within three seconds",
+    51402: "a SEAL of a frame that is damaged is never forgotten",
+    203498: "a file that could not be synced is removed before its rows are written again",
 }
 """Seeds that found something, and what."""
 
