@@ -1,6 +1,7 @@
 """The fault programme in full: ``make chaos``, or for one programme of it
 
-    python -m tests.chaos [kill] [workers] [clickhouse] [disk] [crash] [rot] [power] [--seconds N] [--seed S] [--fresh]
+    python -m tests.chaos [kill] [workers] [clickhouse] [disk] [crash] [rot] [power] [errnos]
+                          [--seconds N] [--seed S] [--fresh]
 
 Each gets an equal part of the seconds (WEIR_CHAOS_SECONDS). Its rounds are counted in
 ``tests/chaos/results/PROGRAMME.json``, written after each; the next call goes on after the last one with
@@ -28,6 +29,7 @@ from typing import Any
 from tests.chaos.clickhouse import FaultRounds
 from tests.chaos.crash import CrashRounds, may_trace
 from tests.chaos.disk import FullDiskRounds, may_mount
+from tests.chaos.errnos import ErrnoRounds
 from tests.chaos.gateway import World
 from tests.chaos.kill import KillRounds
 from tests.chaos.power import PowerRounds, may_preload
@@ -43,6 +45,7 @@ PROGRAMMES: dict[str, tuple[Callable[[World, str], Any], Callable[[], bool]]] = 
     "crash": (CrashRounds, may_trace),
     "rot": (RotRounds, lambda: True),
     "power": (PowerRounds, may_preload),
+    "errnos": (ErrnoRounds, may_preload),
 }
 """Name -> its rounds, and whether this machine lets it run."""
 

@@ -27,7 +27,7 @@ from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
-from tests.chaos.gateway import World
+from tests.chaos.gateway import Gateway, World
 from tests.chaos.load import STALLED_S, settle
 from tests.chaos.oracle import Report
 from tests.chaos.rounds import Rounds
@@ -242,19 +242,72 @@ def torn(file: File, mode: str, choose: random.Random) -> bytearray:
 MODES = ("nothing", "names", "prefix", "subset", "sectors", "garbage")
 
 
+class Watch:
+    """power.c in a gateway's processes, and what the medium below its data directory holds since ``begin``.
+
+    ``library`` is where to compile it to.
+    """
+
+    def __init__(self, gateway: Gateway, library: Path, logs: Path, *, unsynced: bool = False) -> None:
+        self._gateway = gateway
+        self._library = library
+        self._logs = logs
+        self._unsynced = unsynced
+        self._medium = Medium(gateway.data_dir)
+
+    def compile(self) -> None:
+        """Before the first ``begin``."""
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(self._library), str(SOURCE)], check=True)
+
+    def begin(self) -> None:
+        """Nobody runs, and what is there counts as synced; whoever starts from now on is watched."""
+        self._medium = Medium(self._gateway.data_dir)
+        self.end()
+        self._gateway.environ |= {
+            "LD_PRELOAD": str(self._library),
+            "POWER_DIR": str(self._gateway.data_dir),
+            "POWER_LOG": str(self._logs / "log"),
+        }
+        if self._unsynced:
+            self._gateway.environ["POWER_UNSYNCED"] = "1"
+
+    def end(self) -> None:
+        """Whoever starts from now on is not watched."""
+        shutil.rmtree(self._logs, ignore_errors=True)
+        self._logs.mkdir()
+        for name in ("LD_PRELOAD", "POWER_DIR", "POWER_LOG", "POWER_UNSYNCED"):
+            self._gateway.environ.pop(name, None)
+
+    def fail(self, mode: str, choose: random.Random) -> None:
+        """All are dead: make the directory into what is left of it without power."""
+        events = sorted(
+            (event for log in self._logs.iterdir() for event in events_of(log)), key=lambda event: event.time_ns
+        )
+        for event in events:
+            self._medium.feed(event)
+        left = self._medium.without_power(mode, choose)
+        for path in self._gateway.data_dir.rglob("*"):
+            if path.is_file():
+                path.unlink()
+        for name, data in left.items():
+            path = Path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+
 class PowerRounds(Rounds):
     """Rounds on one data directory, now and then on a new one."""
 
     def __init__(self, world: World, seed: str, *, pause_ms: float = 2.0, unsynced: bool = False) -> None:
         name = f"power-{seed}-{unsynced}"
         super().__init__(world, seed, world.gateway(name=name, settings=SETTINGS), pause_ms=pause_ms)
-        self._unsynced = unsynced
-        self._library = world.directory / "power.so"
-        self._logs = world.directory / f"{name}.logs"
+        self._watch = Watch(
+            self._gateway, world.directory / "power.so", world.directory / f"{name}.logs", unsynced=unsynced
+        )
 
     def _begin(self, stack: ExitStack) -> None:
         super()._begin(stack)
-        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(self._library), str(SOURCE)], check=True)
+        self._watch.compile()
         self._gateway.data_dir.mkdir()
 
     def round(self, number: int, *, mode: str | None = None, stalled_s: float = STALLED_S) -> Report:
@@ -266,8 +319,7 @@ class PowerRounds(Rounds):
         world, gateway, tally = self._world, self._gateway, self.tally
         if choose.random() < 0.2:
             self._a_new_directory()
-        medium = Medium(gateway.data_dir)
-        self._watch(on=True)
+        self._watch.begin()
         world.clickhouse.become("up")
         gateway.start()
         with self._load(number) as load:
@@ -277,8 +329,8 @@ class PowerRounds(Rounds):
             time.sleep(choose.random() * MOMENT_S)
             gateway.kill_all()
             load.stop()
-            self._fail(medium, mode, choose)
-            self._watch(on=False)
+            self._watch.fail(mode, choose)
+            self._watch.end()
             tally.faults[mode] += 1
             tally.cycles += 1
             world.clickhouse.become("up")
@@ -287,37 +339,6 @@ class PowerRounds(Rounds):
         self._count(report, what)
         gateway.kill_all()
         return report
-
-    def _watch(self, *, on: bool) -> None:
-        shutil.rmtree(self._logs, ignore_errors=True)
-        self._logs.mkdir()
-        told = {
-            "LD_PRELOAD": str(self._library),
-            "POWER_DIR": str(self._gateway.data_dir),
-            "POWER_LOG": str(self._logs / "log"),
-        }
-        if self._unsynced:
-            told["POWER_UNSYNCED"] = "1"
-        for name, value in told.items():
-            self._gateway.environ.pop(name, None)
-            if on:
-                self._gateway.environ[name] = value
-
-    def _fail(self, medium: Medium, mode: str, choose: random.Random) -> None:
-        """Make the directory into what is left."""
-        events = sorted(
-            (event for log in self._logs.iterdir() for event in events_of(log)), key=lambda event: event.time_ns
-        )
-        for event in events:
-            medium.feed(event)
-        left = medium.without_power(mode, choose)
-        for path in self._gateway.data_dir.rglob("*"):
-            if path.is_file():
-                path.unlink()
-        for name, data in left.items():
-            path = Path(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
 
     def _a_new_directory(self) -> None:
         """A first start again; the old rows are all stored."""
