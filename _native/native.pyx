@@ -17,13 +17,14 @@
     crc32c.h crc32c.pyx                  the checksum of the spool's frames
     mentions.pyx                         whether a body mentions a text
     bucket.pyx                           the token bucket
+    key_cells.pyx                        who has which idempotency key
 
 Inner functions are noexcept nogil and return a status; only what Python calls raises.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport INT64_MAX, SIZE_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, SIZE_MAX, UINT32_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
@@ -49,6 +50,7 @@ include "entries.pyx"
 include "crc32c.pyx"
 include "mentions.pyx"
 include "bucket.pyx"
+include "key_cells.pyx"
 
 seed_dictionaries(int.from_bytes(os.urandom(8), "little"))
 number_init()

@@ -236,3 +236,36 @@ def take_tokens(
     full again; it holds ``burst`` tokens, and gets one every ``each_ns``. 0 seconds: they were taken, else
     nothing was. Processes that share the memory count right: the cell is swapped, not written.
     """
+
+@final
+class KeyCells:
+    """Who has which idempotency key, in ``memory`` that several processes share: 4096 bytes and then buckets of 512.
+
+    Entries are 32 bytes each: digest (16), seconds since 1970 when the key was first claimed u32, checksum of what it
+    is used for u32, part u8, parts u8 (at most 8), zeros (6). Those that name no part are passed over. The caller sees that nobody else is in the memory during a call.
+    ``who`` is life << 6 | slot; of ``keep_s`` old ones nothing is known. ValueError for what is no whole entry.
+    """
+
+    displaced: int
+    """Keys that had to make room for others before their time."""
+
+    def __init__(self, memory: Buffer) -> None: ...
+    def claim(self, entries: bytes, *, who: int, now_s: int, keep_s: int) -> tuple[str, bytes]:
+        """Claim the keys of all entries, or of none.
+
+        ``("ours", entries)``: as they stand there, with the kept parts (a bit each) for the part; all bits for a key
+        that stands in ``entries`` before. ``("claimed", b"")``: one is under way, or there is no room.
+        ``("reused", b"")``: one was used for something of another checksum.
+        """
+
+    def keep(self, entries: bytes, *, who: int, now_s: int, keep_s: int) -> None:
+        """The part that each entry names is kept."""
+
+    def refuse(self, entries: bytes, *, who: int) -> None:
+        """The part that each entry names is not kept and never will be."""
+
+    def release(self, entries: bytes, *, who: int) -> None:
+        """Give claims back under which nothing is stored."""
+
+    def still_kept(self, entries: bytes, *, now_s: int, keep_s: int) -> bytes:
+        """Those of ``entries`` whose part is kept and not forgotten."""

@@ -36,8 +36,9 @@ from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from types import TracebackType
+from typing import TypedDict
 
-from gateway._native import crc32c
+from gateway._native import KeyCells, crc32c
 from gateway.delivery.frames import SLOT_BITS
 from gateway.delivery.segments import KEY_BYTES
 from gateway.errors import KeyReused, Overloaded
@@ -48,19 +49,14 @@ WAIT_S = 5.0
 """For the first request of a key to be kept or refused; then the next is asked to come again."""
 POLL_S = 0.005
 
-_CELL = struct.Struct("<16sIIBBBBI")
-"""digest, seconds since 1970, checksum, state, parts kept and parts refused (a bit each), parts, who claimed it."""
 _ENTRY = struct.Struct("<16sIIBB6x")
-"""digest, seconds since 1970, checksum, which part, of how many."""
-_BUCKET_CELLS = 16
-_BUCKET_BYTES = _BUCKET_CELLS * _CELL.size
+"""digest, seconds since 1970, checksum, which part, of how many; as the cells give it back: which parts are kept."""
+_BUCKET_BYTES = 16 * 32
 _HEAD_BYTES = 4096
 _LIVES_AT, _OVER_AT = SLOTS, SLOTS + 4 * SLOTS
 _LIFE = struct.Struct("<I")
-_AT, _STATE, _KEPT, _REFUSED, _PARTS, _WHO = 16, 24, 25, 26, 27, 28
-_FREE, _CLAIMED, _SETTLED = 0, 1, 2
 _UNREAD, _READ = 1, 2
-_BLOCK_AT = 256
+_AT_ONCE = 256
 
 
 def shared_keys(keys_max: int, unread: Collection[int]) -> int:
@@ -86,7 +82,15 @@ def mark_read(shared: int, slot: int) -> None:
 
 def _memory_bytes(keys_max: int) -> int:
     """Half as many cells again as keys: buckets fill unevenly."""
-    return _HEAD_BYTES + (keys_max * 3 // 2 // _BUCKET_CELLS + 1) * _BUCKET_BYTES
+    return _HEAD_BYTES + (keys_max * 3 // 2 * KEY_BYTES // _BUCKET_BYTES + 1) * _BUCKET_BYTES
+
+
+class _Now(TypedDict):
+    """What the cells have to be told of each time."""
+
+    who: int
+    now_s: int
+    keep_s: int
 
 
 class Claim:
@@ -130,7 +134,7 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._handed_over and not self.is_repeated:
-            self._keys.let_go(self.digest)
+            self._keys.release(_ENTRY.pack(self.digest, 0, 0, 0, 0))
 
 
 class Idempotency:
@@ -152,14 +156,12 @@ class Idempotency:
         self._descriptor = shared_keys(keys_max, slots) if shared is None else os.dup(shared)
         weakref.finalize(self, os.close, self._descriptor)
         self._memory = mmap.mmap(self._descriptor, 0)
-        self._buckets = (len(self._memory) - _HEAD_BYTES) // _BUCKET_BYTES
+        self._cells = KeyCells(self._memory)
         self._slots = slots
         self._slot = slot = slots[0]
-        self._keep_s = keep_s
+        self._keep_s = int(keep_s)
         self._wall = wall
         self._threads = threading.Lock()
-        self.displaced = 0
-        """Keys that had to make room for others before their time."""
         with self._locked():
             self._life = self._number(_LIVES_AT, slot) + 1
             _LIFE.pack_into(self._memory, _LIVES_AT + 4 * slot, self._life)
@@ -172,12 +174,16 @@ class Idempotency:
         """
         digest = blake2b("\0".join((project_id, path, key)).encode(), digest_size=16).digest()
         checksum = crc32c(body)
+        entry = _ENTRY.pack(digest, 0, checksum, 0, 0)
         waited_s = 0.0
         while True:
             with self._locked():
-                claim = None if self._is_unread() else self._claim(digest, checksum)
-            if claim is not None:
-                return claim
+                what, found = ("claimed", b"") if self._is_unread() else self._cells.claim(entry, **self._now())
+            if what == "ours":
+                _, first_s, _, kept, parts = _ENTRY.unpack(found)
+                return Claim(self, digest, checksum, first_s, kept, parts)
+            if what == "reused":
+                raise KeyReused("this Idempotency-Key was used for another body; make a new one for each request")
             if waited_s >= WAIT_S:
                 raise Overloaded("a request with this Idempotency-Key is under way; send the same again later")
             await asyncio.sleep(POLL_S)
@@ -186,28 +192,21 @@ class Idempotency:
     def kept(self, entries: bytes) -> None:
         """The blocks that carry these entries are as safe as was promised."""
         with self._locked():
-            for digest, at_s, checksum, part, parts in _ENTRY.iter_unpack(entries):
-                self._keep(digest, at_s, checksum, part, parts)
+            self._cells.keep(entries, **self._now())
 
     def refused(self, entries: bytes) -> None:
         """They are not, and never will be."""
         with self._locked():
-            for digest, _, _, part, parts in _ENTRY.iter_unpack(entries):
-                at = self._ours(digest)
-                if at is not None:
-                    self._memory[at + _REFUSED] |= 1 << part
-                    self._decide(at, parts)
+            self._cells.refuse(entries, who=self._who)
 
-    def let_go(self, digest: bytes) -> None:
-        """Nothing is stored under a claim."""
+    def release(self, entries: bytes) -> None:
+        """Nothing is stored under claims."""
         with self._locked():
-            at = self._ours(digest)
-            if at is not None:
-                self._memory[at + _STATE] = _SETTLED if self._memory[at + _KEPT] else _FREE
+            self._cells.release(entries, who=self._who)
 
     def found(self, entries: bytes) -> None:
         """The spool holds the rows that these entries are of, from before; in a thread."""
-        step = _BLOCK_AT * KEY_BYTES
+        step = _AT_ONCE * KEY_BYTES
         for start in range(0, len(entries), step):
             self.kept(entries[start : start + step])
 
@@ -221,20 +220,20 @@ class Idempotency:
 
     def still_kept(self, entries: bytes) -> bytes:
         """Those of ``entries`` that are to outlive their frames; in a thread."""
-        found = []
         with self._locked():
-            for start in range(0, len(entries), KEY_BYTES):
-                digest, _, _, part, _ = _ENTRY.unpack_from(entries, start)
-                at = self._find(digest)
-                if at is not None and self._memory[at + _KEPT] >> part & 1 and not self._is_expired(at):
-                    found.append(entries[start : start + KEY_BYTES])
-        return b"".join(found)
+            return self._cells.still_kept(entries, now_s=int(self._wall()), keep_s=self._keep_s)
+
+    @property
+    def displaced(self) -> int:
+        """Keys that had to make room for others before their time."""
+        return self._cells.displaced
 
     def is_over(self, newest_s: int) -> bool:
         """Whether keys from this moment, in seconds since 1970, are forgotten."""
         return newest_s < self._wall() - self._keep_s
 
-    # Under the lock ------------------------------------------------------------------------------
+    def _now(self) -> _Now:
+        return {"who": self._who, "now_s": int(self._wall()), "keep_s": self._keep_s}
 
     @contextmanager
     def _locked(self) -> Generator[None]:
@@ -246,105 +245,9 @@ class Idempotency:
             finally:
                 fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
 
-    def _claim(self, digest: bytes, checksum: int) -> Claim | None:
-        """None when it has to be waited for."""
-        now_s = int(self._wall())
-        at = self._find(digest)
-        kept = parts = 0
-        first_s = now_s
-        if at is not None and not self._is_expired(at):
-            _, first_s, used_for, _, kept, _, parts, _ = _CELL.unpack_from(self._memory, at)
-            is_claimed = self._is_claimed(at)
-            if used_for != checksum and (is_claimed or kept):
-                raise KeyReused("this Idempotency-Key was used for another body; make a new one for each request")
-            if is_claimed:
-                return None
-            if kept and kept == _all(parts):
-                return Claim(self, digest, checksum, first_s, kept, parts)
-        if at is None:
-            at = self._room(digest)
-        if at is None:
-            return None
-        # The state last: a process may be killed in between.
-        self._memory[at + _STATE] = _FREE
-        cell = _CELL.pack(digest, first_s, checksum, _FREE, kept, 0, parts, self._who)
-        self._memory[at : at + _CELL.size] = cell
-        self._memory[at + _STATE] = _CLAIMED
-        return Claim(self, digest, checksum, first_s, kept, parts)
-
-    def _keep(self, digest: bytes, at_s: int, checksum: int, part: int, parts: int) -> None:
-        at = self._find(digest)
-        if at is None:
-            at = self._room(digest, older_than_s=at_s)
-            if at is None:
-                return
-            cell = _CELL.pack(digest, at_s, checksum, _FREE, 0, 0, parts, self._who)
-            self._memory[at : at + _CELL.size] = cell
-        self._memory[at + _PARTS] = parts
-        self._memory[at + _KEPT] |= 1 << part
-        if self._is_claimed(at):
-            self._decide(at, parts)
-        else:
-            self._memory[at + _STATE] = _SETTLED
-
-    def _decide(self, at: int, parts: int) -> None:
-        """End a claim when it is known of each of its parts whether it is kept."""
-        kept = self._memory[at + _KEPT]
-        if kept | self._memory[at + _REFUSED] == _all(parts):
-            self._memory[at + _STATE] = _SETTLED if kept else _FREE
-
-    def _find(self, digest: bytes) -> int | None:
-        """Where the cell of a key is."""
-        start = self._bucket(digest)
-        end = start + _BUCKET_BYTES
-        at = self._memory.find(digest, start, end)
-        while at >= 0 and ((at - start) % _CELL.size or self._memory[at + _STATE] == _FREE):
-            at = self._memory.find(digest, at + 1, end)
-        return at if at >= 0 else None
-
-    def _room(self, digest: bytes, older_than_s: float = float("inf")) -> int | None:
-        """A cell for a key: a free one, or that of the oldest kept one; None where all are claimed, or newer."""
-        start = self._bucket(digest)
-        oldest: tuple[float, int] | None = None
-        for at in range(start, start + _BUCKET_BYTES, _CELL.size):
-            if self._memory[at + _STATE] == _FREE:
-                return at
-            if self._is_claimed(at):
-                continue
-            at_s = int.from_bytes(self._memory[at + _AT : at + _AT + 4], "little")
-            if oldest is None or at_s < oldest[0]:
-                oldest = at_s, at
-        if oldest is None or oldest[0] >= older_than_s:
-            return None
-        if not self._is_expired(oldest[1]):
-            self.displaced += 1
-        self._memory[oldest[1] + _STATE] = _FREE
-        return oldest[1]
-
-    def _bucket(self, digest: bytes) -> int:
-        return _HEAD_BYTES + int.from_bytes(digest[:8], "little") % self._buckets * _BUCKET_BYTES
-
     def _is_unread(self) -> bool:
         """Whether some spool has not been looked through since the gateway started."""
         return self._memory.find(bytes([_UNREAD]), 0, SLOTS) >= 0
-
-    def _is_claimed(self, at: int) -> bool:
-        """Whether a cell's request is under way: not when its process died, and its spool was looked through."""
-        if self._memory[at + _STATE] != _CLAIMED:
-            return False
-        who = _LIFE.unpack_from(self._memory, at + _WHO)[0]
-        return bool(who >> SLOT_BITS > self._number(_OVER_AT, who & SLOTS - 1))
-
-    def _ours(self, digest: bytes) -> int | None:
-        """The cell of a key that we have claimed."""
-        at = self._find(digest)
-        if at is None or not self._is_claimed(at) or _LIFE.unpack_from(self._memory, at + _WHO)[0] != self._who:
-            return None
-        return at
-
-    def _is_expired(self, at: int) -> bool:
-        at_s = int.from_bytes(self._memory[at + _AT : at + _AT + 4], "little")
-        return not self._is_claimed(at) and self.is_over(at_s)
 
     def _number(self, at: int, slot: int) -> int:
         number: int = _LIFE.unpack_from(self._memory, at + 4 * slot)[0]
