@@ -27,7 +27,7 @@ from typing import Self
 
 from tests.chaos.gateway import World, poll
 from tests.chaos.load import STALLED_S, Load, settle
-from tests.chaos.oracle import Report
+from tests.chaos.oracle import Ledger, Report
 from tests.chaos.power import MODES, Watch
 from tests.chaos.rounds import Rounds
 
@@ -42,8 +42,8 @@ REACHED_S = 15.0
 """Until a call has to have come; there are places where it never does."""
 ACCEPTS_S = 30.0
 """The bar is five seconds, which the tally shows; after so many it counts as never."""
-AFTER = 20
-"""Records accepted between a fault and the end: what follows a fault must hold as well."""
+AFTER = 5
+"""Requests accepted between a fault and the end: what follows a fault must hold as well."""
 SHORT = "short"
 KILL = "kill"
 
@@ -161,6 +161,27 @@ class Control:
         return {call: counts[call] for call in Call}
 
 
+class Since:
+    """What senders begin to post from now on; what is on its way already proves nothing."""
+
+    def __init__(self, load: Load) -> None:
+        self._ledger = Ledger(load.ledger_dir, load.run)
+        self._posted: set[tuple[Path, str]] = set()
+        self._accepted = 0
+        self.accepted()
+        self._posted.clear()
+        self._accepted = 0
+
+    def accepted(self) -> int:
+        """Requests of those that are acknowledged."""
+        for path, (what, place, *_) in self._ledger.lines():
+            if what == "posted":
+                self._posted.add((path, place))
+            elif what == "acked":
+                self._accepted += (path, place) in self._posted
+        return self._accepted
+
+
 class ErrnoRounds(Rounds):
     """Rounds on one data directory. The gateway that answered the oracle is the next round's."""
 
@@ -252,11 +273,11 @@ class ErrnoRounds(Rounds):
         tally.struck += struck
         tally.faults[fault.kind] += struck
         self._control.disarm()
-        before = load.acked()
+        since = Since(load)
         try:
-            self._accepted(load, before + 1)
+            self._wait_for(since, 1)
             tally.recovery_s.append(time.monotonic() - began)
-            self._accepted(load, before + AFTER)
+            self._wait_for(since, AFTER)
         except TimeoutError as error:
             tally.finding(f"{what}: {error}: {gateway.said(500)}")
         if not fault.starting and self._living() != lived:
@@ -266,11 +287,10 @@ class ErrnoRounds(Rounds):
             if gateway.ended < 0:
                 tally.finding(f"{what}: a start ended with {gateway.ended}")
 
-    def _accepted(self, load: Load, records: int) -> None:
-        """Return when so many are, in all, or nobody is there any more."""
-        poll(
-            lambda: load.acked() >= records or self._gateway.ended is not None, ACCEPTS_S, "it accepts after the fault"
-        )
+    def _wait_for(self, since: Since, requests: int) -> None:
+        """Return when so many are accepted, or nobody is there any more."""
+        over = f"{requests} requests are accepted after the fault"
+        poll(lambda: since.accepted() >= requests or self._gateway.ended is not None, ACCEPTS_S, over)
 
     def _living(self) -> list[int]:
         """The gateway's processes."""
