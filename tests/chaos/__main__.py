@@ -1,6 +1,6 @@
 """The fault programme in full: ``make chaos``, or for one programme of it
 
-    python -m tests.chaos [kill] [workers] [clickhouse] [disk] [crash] [rot] [power] [errnos]
+    python -m tests.chaos [kill] [workers] [clickhouse] [disk] [crash] [rot] [power] [errnos] [overload]
                           [--seconds N] [--seed S] [--fresh]
 
 Each gets an equal part of the seconds (WEIR_CHAOS_SECONDS). Its rounds are counted in
@@ -32,6 +32,7 @@ from tests.chaos.disk import FullDiskRounds, may_mount
 from tests.chaos.errnos import ErrnoRounds
 from tests.chaos.gateway import World
 from tests.chaos.kill import KillRounds
+from tests.chaos.overload import OverloadRounds
 from tests.chaos.power import PowerRounds, may_preload
 from tests.chaos.rot import RotRounds
 from tests.chaos.tally import Tally
@@ -45,6 +46,7 @@ PROGRAMMES: dict[str, tuple[Callable[[World, str], Any], Callable[[], bool]]] = 
     "crash": (CrashRounds, may_trace),
     "rot": (RotRounds, lambda: True),
     "power": (PowerRounds, may_preload),
+    "overload": (OverloadRounds, lambda: True),
     "errnos": (ErrnoRounds, may_preload),
 }
 """Name -> its rounds, and whether this machine lets it run."""

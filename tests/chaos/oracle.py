@@ -141,7 +141,7 @@ class Sender(threading.Thread):
         answer = connection.getresponse()
         said = answer.read()
         if answer.status in (200, 202) and b"rejected" not in said:
-            self._note(f"acked {first} {_sum(records)}")
+            self._note(f"acked {first} {sum_of(records)}")
         else:
             polite = answer.status not in POLITE or "Retry-After" in answer.headers
             self._note(f"answer {first} {answer.status}{'' if polite else '-without-Retry-After'}")
@@ -277,7 +277,7 @@ def _promises(
         elif words[0] == "acked":
             batch = batches[place]
             report.acked += len(batch)
-            if _sum(batch) != words[2]:
+            if sum_of(batch) != words[2]:
                 raise AssertionError(f"the oracle does not know its own records again: {path.name} {place[1]}")
             for table, ids in sums(batch).items():
                 obliged.setdefault(table, set()).update(ids)
@@ -293,8 +293,8 @@ def _fault(report: Report, kind: str, what: str) -> None:
         named.append(what)
 
 
-def _sum(records: Sequence[Record]) -> str:
-    """Of what was sent, in order."""
+def sum_of(records: Sequence[Record]) -> str:
+    """Of what was sent, in order; what the ledger says of it."""
     digest = hashlib.md5(usedforsecurity=False)
     for each in records:
         for table, line in each.lines().items():

@@ -60,12 +60,17 @@ LINES = {
 
 
 def record(id_: str, dialect: str, base_s: int) -> Record:
-    """The record of an id, sent in ``dialect``, on one of the ``DAYS`` days from ``base_s`` on."""
+    """The record of an id, sent in ``dialect``, on one of the ``DAYS`` days from ``base_s`` on.
+
+    ``DIALECT+N``: with N bytes more that hardly compress.
+    """
+    dialect, _, more = dialect.partition("+")
     seed = hashlib.blake2b(id_.encode(), digest_size=16).digest()
     length = LARGE_BYTES if seed[0] == 0 else seed[1]
     words = " ".join(WORDS[seed[at % 16] % len(WORDS)] + str(at) for at in range(length // 8 + 1))
     time_ns = (base_s + seed[2] % DAYS * DAY_S + seed[3]) * 10**9 + int.from_bytes(seed[4:7]) * 1000
-    return Record(id_, time_ns, f"{id_} {words}", int.from_bytes(seed[8:12]), dialect == "otlp" and seed[7] < 64)
+    noise = hashlib.shake_256(seed).hexdigest(int(more) // 2) if more else ""
+    return Record(id_, time_ns, f"{id_} {words}{noise}", int.from_bytes(seed[8:12]), dialect == "otlp" and seed[7] < 64)
 
 
 def sums(records: Sequence[Record]) -> dict[str, dict[str, bytes]]:

@@ -39,17 +39,21 @@ class Tally:
     excused: int = 0
     """Rows lost that were in what was damaged."""
     fresh_s: list[float] = field(default_factory=list)
+    measured: dict[str, list[float]] = field(default_factory=dict)
+    """Figures that are told and judge nothing, by name with its unit, one a round."""
     findings: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> Self:
-        """The tally of a ``summary``; of the times only their longest is known."""
+        """The tally of a ``summary``; of the times only their longest is known, of what was measured the extremes."""
         tally = cls()
         for name, value in told.items():
             if name in ("fresh_s", "recovery_s"):
                 value = [value["max"]] if value["max"] else []
             elif name == "ready_s":
                 value = {state: [spread["max"]] for state, spread in value.items()}
+            elif name == "measured":
+                value = {what: [spread["min"], spread["max"]] for what, spread in value.items()}
             elif isinstance(getattr(tally, name), Counter):
                 value = Counter(value)
             setattr(tally, name, value)
@@ -63,6 +67,10 @@ class Tally:
         self.odd_answers.update(report.odd_answers)
         if not report.clean:
             self.finding(f"{what}: {report}")
+
+    def measure(self, what: str, value: float) -> None:
+        """Keep a figure."""
+        self.measured.setdefault(what, []).append(value)
 
     def finding(self, what: str) -> None:
         """Keep what is wrong besides; the first hundred."""
@@ -78,6 +86,9 @@ class Tally:
         """As JSON; the times as their median and longest."""
         told: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         told["ready_s"] = {state: _spread(times) for state, times in self.ready_s.items()}
+        told["measured"] = {
+            what: {"min": round(min(values), 3)} | _spread(values) for what, values in self.measured.items()
+        }
         told |= {"fresh_s": _spread(self.fresh_s), "recovery_s": _spread(self.recovery_s)}
         return told
 

@@ -1,7 +1,7 @@
 """The gateway with one of its protections off, for positive controls: what must fail where the real one passes.
 
-Python imports a module of this name at its start. With this folder on PYTHONPATH and a protection's name
-in WEAKENED_BY it is off in the gateway's processes. There is no such switch in the gateway itself.
+Python imports a module of this name at its start. With this folder on PYTHONPATH and names of protections,
+by commas, in WEAKENED_BY they are off in the gateway's processes. There is no such switch in the gateway itself.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from gateway.delivery import segments
+from gateway.delivery import room, segments
 from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.disk import Disk
 from gateway.delivery.flusher import Flusher
+from gateway.delivery.settings import Settings
+from gateway.http.admission import Admission
 from gateway.schema import Table
 
-SLOW_S = 0.2
+SLOW_S = float(os.environ.get("WEAKENED_SLOW_S", "0.2"))
 
 
 def without_verification() -> None:
@@ -81,12 +83,31 @@ def without_checksums() -> None:
     setattr(segments, "crc32c", lambda data, seed=0: 0)  # noqa: B010 - it is not that module's to give away
 
 
+def without_a_memory_budget() -> None:
+    """What waits for ClickHouse is held in memory, however much that is."""
+    setattr(Settings, "shard_bytes_max", property(lambda self: 1 << 40))  # noqa: B010 - it is read-only to mypy
+
+
+def without_shares() -> None:
+    """Who comes first is served first, with places as with room on disk."""
+    admit = Admission.__init__
+
+    def generous(self: Admission, *, requests_max: int, bytes_max: int, project_requests_max: int = 0) -> None:
+        admit(self, requests_max=requests_max, bytes_max=bytes_max, project_requests_max=requests_max)
+
+    Admission.__init__ = generous  # type: ignore[method-assign]
+    room.SHARED_PART = room.FULL_PART
+
+
 PROTECTIONS: dict[str, Callable[[], None]] = {
     "verification": without_verification,
     "tokens": without_tokens,
     "disk errors": without_disk_errors,
     "fast disk": without_a_fast_disk,
     "checksums": without_checksums,
+    "memory budget": without_a_memory_budget,
+    "shares": without_shares,
 }
 
-PROTECTIONS[os.environ["WEAKENED_BY"]]()
+for name in os.environ["WEAKENED_BY"].split(","):
+    PROTECTIONS[name]()
