@@ -4,7 +4,8 @@
 that both sides have in memory. A round is one fault under load, in a gateway that runs or in one that starts:
 no process may end but one that starts (and says why), none may answer oddly or tell of what nobody foresaw, and it
 has to accept again. Then all is killed, every other time with the power (what was not synced is forgotten or torn, and
-what a failed sync left clean in memory too), and the oracle asks the next gateway.
+what a failed sync left clean in memory too), requests with an Idempotency-Key are sent again, and the oracle asks the
+next gateway.
 
 ``SWEEP`` names all faults, every kind's first call before any kind's second. Round N is its N-th; the next pass over
 it ends each in the other way.
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.chaos.gateway import World, poll
+from tests.chaos.keyed import Keyed
 from tests.chaos.load import STALLED_S, Load, settle
 from tests.chaos.oracle import Ledger, Report
 from tests.chaos.power import MODES, Watch
@@ -192,6 +194,7 @@ class ErrnoRounds(Rounds):
         self._watch = Watch(gateway, world.directory / f"{name}-power.so", world.directory / f"{name}.logs")
         self._library = world.directory / f"{name}.so"
         self._control = Control(world.directory / f"{name}.control")
+        self._keyed = Keyed(world, gateway, name)
 
     def _begin(self, stack: ExitStack) -> None:
         stack.enter_context(self._control)
@@ -223,12 +226,13 @@ class ErrnoRounds(Rounds):
         world, gateway, tally = self._world, self._gateway, self.tally
         said = gateway.log_path.stat().st_size
         with self._load(number) as load:
-            load.wait_for(20)
-            world.clickhouse.become(state)
-            self._strike(fault, load, what)
+            with self._keyed.sending():
+                load.wait_for(20)
+                world.clickhouse.become(state)
+                self._strike(fault, load, what)
+                gateway.kill_all()
             tally.cycles += 1
             tally.states[state] += 1
-            gateway.kill_all()
             tally.kills[end] += 1
             load.stop()
             if end != KILL:
@@ -237,8 +241,11 @@ class ErrnoRounds(Rounds):
             began = time.monotonic()
             self._start()
             tally.ready_s.setdefault(state, []).append(time.monotonic() - began)
+            self._keyed.send_again()
             report = settle(world, gateway, load, stalled_s=stalled_s)
         self._count(report, what)
+        if wrong := self._keyed.wrong():
+            tally.finding(f"{what}: {wrong}")
         self._look_for_surprises(said, what)
         return report
 
