@@ -18,14 +18,13 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { PWRITEV = 1, WRITE, FDATASYNC, FSYNC, OPENAT, FALLOCATE, FTRUNCATE, RENAME, UNLINK, PREAD, READ, CALLS };
+enum { PWRITEV = 1, WRITE, FDATASYNC, FSYNC, OPENAT, FALLOCATE, FTRUNCATE, RENAME, UNLINK, PREAD, READ };
 enum { DESCRIPTORS = 65536, FORGOTTEN = 1024, PIECES = 1024 };
 enum { NOTHING = -1, SHORT = 0 };
 
 /* As in errnos.py. */
 struct control {
   atomic_int call, left, error, struck;
-  atomic_uint counts[CALLS];
 };
 
 static struct control *control;
@@ -58,7 +57,6 @@ static int is_ours(int fd) { return fd >= 0 && fd < DESCRIPTORS && ours[fd]; }
 
 /* What this call, one of ours, is to end in: NOTHING, SHORT, or an errno. */
 static int fault(int call) {
-  atomic_fetch_add(&control->counts[call], 1);
   if (atomic_load(&control->call) != call || atomic_fetch_sub(&control->left, 1) != 1) return NOTHING;
   atomic_fetch_add(&control->struck, 1);
   return atomic_load(&control->error);

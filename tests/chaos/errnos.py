@@ -127,11 +127,10 @@ class Control:
     """The file in which errnos.c finds its orders. A context manager."""
 
     _ORDERS = struct.Struct("<iiii")
-    _COUNTS = struct.Struct(f"<{max(Call) + 1}I")
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.write_bytes(bytes(self._ORDERS.size + self._COUNTS.size))
+        path.write_bytes(bytes(self._ORDERS.size))
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), 0)
 
@@ -157,11 +156,6 @@ class Control:
         """Whether what was armed last did."""
         return bool(self._ORDERS.unpack_from(self._memory)[3])
 
-    def counts(self) -> dict[Call, int]:
-        """Calls so far that could have been struck."""
-        counts = self._COUNTS.unpack_from(self._memory, self._ORDERS.size)
-        return {call: counts[call] for call in Call}
-
 
 class Since:
     """What senders begin to post from now on; what is on its way already proves nothing."""
@@ -170,9 +164,8 @@ class Since:
         self._ledger = Ledger(load.ledger_dir, load.run)
         self._posted: set[tuple[Path, str]] = set()
         self._accepted = 0
-        self.accepted()
-        self._posted.clear()
-        self._accepted = 0
+        for _ in self._ledger.lines():
+            pass
 
     def accepted(self) -> int:
         """Requests of those that are acknowledged."""
@@ -283,15 +276,18 @@ class ErrnoRounds(Rounds):
         since = Since(load)
         try:
             self._wait_for(since, 1)
-            tally.recovery_s.append(time.monotonic() - began)
+            if gateway.ended is None:
+                tally.recovery_s.append(time.monotonic() - began)
+            if fault.starting:
+                lived = self._living()
             self._wait_for(since, AFTER)
         except TimeoutError as error:
             tally.finding(f"{what}: {error}: {gateway.said(500)}")
-        if not fault.starting and self._living() != lived:
+        if self._living() != lived:
             tally.finding(f"{what}: a process ended: {gateway.said(1000)}")
         elif gateway.ended is not None:
-            tally.faults["did not start"] += 1
-            if gateway.ended < 0:
+            tally.faults[f"did not start: {fault.call.name.lower()} {fault.error}"] += 1
+            if gateway.ended <= 0:
                 tally.finding(f"{what}: a start ended with {gateway.ended}")
 
     def _wait_for(self, since: Since, requests: int) -> None:
