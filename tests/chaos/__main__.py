@@ -1,6 +1,6 @@
 """The fault programme in full: ``make chaos``, or for one programme of it
 
-    python -m tests.chaos [kill] [workers] [clickhouse] [disk] [crash] [rot] [power] [errnos] [overload]
+    python -m tests.chaos [kill] [workers] [clickhouse] [disk] [crash] [rot] [power] [errnos] [overload] [fairness]
                           [--seconds N] [--seed S] [--fresh]
 
 Each gets an equal part of the seconds (WEIR_CHAOS_SECONDS). Its rounds are counted in
@@ -30,6 +30,7 @@ from tests.chaos.clickhouse import FaultRounds
 from tests.chaos.crash import CrashRounds, may_trace
 from tests.chaos.disk import FullDiskRounds, may_mount
 from tests.chaos.errnos import ErrnoRounds
+from tests.chaos.fairness import FairnessRounds
 from tests.chaos.gateway import World
 from tests.chaos.kill import KillRounds
 from tests.chaos.overload import OverloadRounds
@@ -47,6 +48,7 @@ PROGRAMMES: dict[str, tuple[Callable[[World, str], Any], Callable[[], bool]]] = 
     "rot": (RotRounds, lambda: True),
     "power": (PowerRounds, may_preload),
     "overload": (OverloadRounds, lambda: True),
+    "fairness": (FairnessRounds, lambda: True),
     "errnos": (ErrnoRounds, may_preload),
 }
 """Name -> its rounds, and whether this machine lets it run."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.chaos.gateway import ROOT
+from tests.chaos.gateway import ROOT, poll
 from tests.chaos.load import Load
 from tests.chaos.oracle import ANSWER_S, POLITE, sum_of
 from tests.chaos.records import DIALECTS, record
@@ -114,6 +114,7 @@ class Crowd(Load):
         process.stdin.write(json.dumps([asdict(group) for group in groups]).encode())
         process.stdin.close()
         process.stdin = None  # communicate() would flush it
+        poll(lambda: [*self.ledger_dir.glob(f"{self.run}.{phase}.*.log")], START_S, "the crowd has begun")
 
     def end(self, *, at_once: bool = False) -> Mapping[str, Fared]:
         """How they fared, by label, when they are done. ``at_once``: they are now."""

@@ -31,7 +31,7 @@ CONNECTIONS = 20
 """Of each project, where they do not wait."""
 RECORDS, RECORD_BYTES = 2, 16 << 10
 """Of a post."""
-SLACK_BYTES = 12 * MIB
+SLACK_BYTES = 20 * MIB
 """What a worker may grow by between its first reading and its peak beside the budgets: pages it touches for the
 first time, what the allocator keeps, the index of what waits on disk, buffers of sockets."""
 SHARED = {

@@ -88,14 +88,18 @@ def without_a_memory_budget() -> None:
     setattr(Settings, "shard_bytes_max", property(lambda self: 1 << 40))  # noqa: B010 - it is read-only to mypy
 
 
-def without_shares() -> None:
-    """Who comes first is served first, with places as with room on disk."""
+def without_shares_of_places() -> None:
+    """One project may have all requests that are answered at once."""
     admit = Admission.__init__
 
     def generous(self: Admission, *, requests_max: int, bytes_max: int, project_requests_max: int = 0) -> None:
         admit(self, requests_max=requests_max, bytes_max=bytes_max, project_requests_max=requests_max)
 
     Admission.__init__ = generous  # type: ignore[method-assign]
+
+
+def without_shares_of_room() -> None:
+    """Who comes first has the disk."""
     room.SHARED_PART = room.FULL_PART
 
 
@@ -106,7 +110,8 @@ PROTECTIONS: dict[str, Callable[[], None]] = {
     "fast disk": without_a_fast_disk,
     "checksums": without_checksums,
     "memory budget": without_a_memory_budget,
-    "shares": without_shares,
+    "shares of places": without_shares_of_places,
+    "shares of room": without_shares_of_room,
 }
 
 for name in os.environ["WEAKENED_BY"].split(","):
