@@ -91,10 +91,17 @@ ctypedef struct decoder_t:
     bint first_rejected_depth
     size_t attributes_cut
     size_t timestamps_clamped
+    size_t repeated                     # rows that were not written, being kept already
     text_t event                        # name of the record's event, in the body or in event_name
     # work space, kept from record to record
     bint counting                       # only the first output's pass counts
     bint too_deep
+    bint has_uid
+    text_t uid_seed                     # empty: the records' uids do not matter
+    buffer_t uids                       # an entry of each record that has one (key_cells.pyx), its number at 28
+    const uint8_t *known                # such entries, with the parts that are kept
+    size_t known_size
+    size_t known_at
     buffer_t scratch
     buffer_t event_name
     buffer_t record_id
@@ -110,6 +117,7 @@ cdef class Decoded:
     """What one request came to."""
 
     cdef readonly object rows, rejected, attributes_cut, timestamps_clamped, message, problems, outputs
+    cdef readonly object uids, repeated
 
     def __repr__(self):
         return f"Decoded(rows={self.rows}, rejected={self.rejected})"
@@ -121,6 +129,8 @@ cdef Decoded counts_of(decoder_t *d):
     decoded.rows = d.rows
     decoded.attributes_cut = d.attributes_cut
     decoded.timestamps_clamped = d.timestamps_clamped
+    decoded.repeated = d.repeated
+    decoded.uids = PyBytes_FromStringAndSize(<const char *> d.uids.data, d.uids.size) if d.uids.size else b""
     decoded.rejected = {}
     decoded.message = ""
     decoded.problems = ()
@@ -258,6 +268,7 @@ cdef void free_decoder(decoder_t *d) noexcept nogil:
     buffer_free(&d.event_name)
     buffer_free(&d.record_id)
     buffer_free(&d.service_name)
+    buffer_free(&d.uids)
     release_joined(d, 0)
     free(d.joined)
 

@@ -14,6 +14,7 @@ cdef enum:
     KEY_BUCKET_CELLS = 16
     KEY_SLOT_BITS = 6
     KEY_PARTS_MAX = 8
+    ALL_KEPT = 0xFF
 
 cdef enum:
     CELL_FREE
@@ -72,12 +73,15 @@ cdef class KeyCells:
         if self.cells != NULL:
             PyBuffer_Release(&self.view)
 
-    def claim(self, bytes entries not None, *, uint32_t who, uint32_t now_s, uint32_t keep_s):
-        """Claim the keys of all entries, or of none."""
+    def claim(self, bytes entries not None, *, uint32_t who, uint32_t now_s, uint32_t keep_s, uint8_t parts=0):
+        """Claim the keys of all entries, or of none. ``parts``: so many are wanted, where there were more."""
         cdef Py_ssize_t i, count = self.count(entries)
         cdef const key_entry_t *entry
         cdef key_entry_t *said
         cdef cell_t *cell
+        cdef uint8_t wanted
+        if parts > KEY_PARTS_MAX:
+            raise ValueError(f"at most {KEY_PARTS_MAX} parts")
         for i in range(count):
             entry = <const key_entry_t *> <const char *> entries + i
             cell = self.find(entry.digest)
@@ -92,13 +96,15 @@ cdef class KeyCells:
             said = <key_entry_t *> <char *> found + i
             cell = self.find(said.digest)
             if cell != NULL and self.claimed(cell):
-                said.part = all_parts(KEY_PARTS_MAX)    # by an entry before, for it was not at first
+                said.part = ALL_KEPT        # by an entry before, for it was not at first
                 continue
             if cell != NULL and not self.expired(cell, now_s, keep_s):
                 said.at_s = cell.at_s
                 said.part = cell.kept
                 said.parts = cell.parts
-                if cell.kept and cell.kept == all_parts(cell.parts):
+                wanted = all_parts(parts)
+                if cell.kept and (cell.kept == all_parts(cell.parts) or (wanted and cell.kept & wanted == wanted)):
+                    said.part = ALL_KEPT
                     continue
             else:
                 said.at_s = now_s
@@ -119,6 +125,23 @@ cdef class KeyCells:
             cell.who = who
             cell.state = CELL_CLAIMED
         return "ours", found
+
+    def missing(self, bytes entries not None, *, uint8_t part, uint8_t parts):
+        """Of entries as ``claim`` gave them, those whose ``part`` is not kept, each naming it."""
+        cdef Py_ssize_t i, found = 0, count = self.count(entries)
+        cdef key_entry_t *to
+        missing = PyBytes_FromStringAndSize(NULL, len(entries))
+        to = <key_entry_t *> <char *> missing
+        if part >= parts or parts > KEY_PARTS_MAX:
+            raise ValueError("no such part")
+        for i in range(count):
+            memcpy(to + found, <const char *> entries + i * sizeof(key_entry_t), sizeof(key_entry_t))
+            if to[found].part >> part & 1 == 0:
+                to[found].part = part
+                to[found].parts = parts
+                memset(to[found].zeros, 0, sizeof(to[found].zeros))
+                found += 1
+        return missing[:found * sizeof(key_entry_t)]
 
     def keep(self, bytes entries not None, *, uint32_t who, uint32_t now_s, uint32_t keep_s):
         """The part that each entry names is kept."""

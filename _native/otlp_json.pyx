@@ -353,7 +353,7 @@ cdef int transcode(transcoder_t *t) noexcept nogil:
 
 def otlp_json(body, OtlpPlan plan not None, outputs, *, constants, int64_t arrival_ns,
               int64_t time_min_ns=0, int64_t time_max_ns=INT64_MAX, size_t column_bytes_max=256 << 20,
-              content_bytes_max=None):
+              content_bytes_max=None, bytes known=b""):
     """The same in OTLP/JSON: the same rows as the protobuf of the same message."""
     cdef decoder_t d
     cdef transcoder_t t
@@ -379,7 +379,7 @@ def otlp_json(body, OtlpPlan plan not None, outputs, *, constants, int64_t arriv
             raise failure(&d, status, what)
         d.start = NULL
         d.size = t.out.size
-        return decode_otlp(&d, plan, tuple(outputs), constants, t.out.data, t.out.size, may_release(&view))
+        return decode_otlp(&d, plan, tuple(outputs), constants, t.out.data, t.out.size, may_release(&view), known)
     finally:
         buffer_free(&t.out)
         buffer_free(&t.name)

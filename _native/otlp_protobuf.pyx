@@ -148,6 +148,7 @@ cdef int record_attribute(decoder_t *d, column_t *map, record_t *record, const u
         status = keep_text(d, &value, &d.event_name)
     elif is_key(&key, b"log.record.uid", 14):
         record.has_record_id = True
+        d.has_uid = True
         status = keep_text(d, &value, &d.record_id)
     if status < 0:
         return status
@@ -453,13 +454,61 @@ cdef int decode_record(decoder_t *d, output_t *output, const uint8_t *p, size_t 
     return 1
 
 
+cdef int append_uid(decoder_t *d) noexcept nogil:
+    """Note the record's uid, as the entry of a key."""
+    cdef uint64_t[2] digest
+    cdef uint32_t number = <uint32_t> d.records
+    d.scratch.size = 0
+    if buffer_append(&d.scratch, d.uid_seed.p, d.uid_seed.size) < 0 or buffer_append_byte(&d.scratch, 0) < 0:
+        return NO_MEMORY
+    if buffer_append(&d.scratch, d.record_id.data, d.record_id.size) < 0 or buffer_reserve(&d.uids, 32) < 0:
+        return NO_MEMORY
+    cityhash128(d.scratch.data, d.scratch.size, digest)
+    memset(d.uids.data + d.uids.size, 0, 32)
+    memcpy(d.uids.data + d.uids.size, digest, 16)
+    memcpy(d.uids.data + d.uids.size + 28, &number, 4)
+    d.uids.size += 32
+    return OK
+
+
+cdef inline uint8_t known_parts(decoder_t *d) noexcept nogil:
+    """Which outputs have the next record already, a bit each."""
+    cdef uint32_t number
+    while d.known_at < d.known_size:
+        memcpy(&number, d.known + d.known_at + 28, 4)
+        if number > d.records:
+            return 0
+        d.known_at += 32
+        if number == d.records:
+            return d.known[d.known_at - 32 + 24]
+    return 0
+
+
+cdef int check_record(decoder_t *d, const uint8_t *p, size_t size) noexcept nogil:
+    """A record that the first output has already, for what the others make of it; 1, or a failure."""
+    cdef record_t record
+    cdef int status = read_record(d, NULL, &record, p, size)
+    if status < 0:
+        return status
+    name_event(d, &record)
+    d.repeated += 1
+    return 1
+
+
 cdef int decode_into_all(decoder_t *d, const uint8_t *p, size_t size) noexcept nogil:
     """One record into every output that takes it: 1 kept, 0 rejected, or a failure."""
     cdef int i, more, status = 0
     cdef size_t joined = d.joined_count
+    cdef uint8_t known = known_parts(d) if unlikely_(d.known_size) else 0
+    d.has_uid = False
     for i in range(d.output_count):
         d.counting = i == 0
-        if d.outputs[i].genai == NULL:
+        if known >> i & 1:
+            if i == 0:
+                status = check_record(d, p, size)
+                if status < 0:
+                    return status
+        elif d.outputs[i].genai == NULL:
             status = decode_record(d, &d.outputs[i], p, size)
             if status < 0:
                 return status
@@ -470,6 +519,10 @@ cdef int decode_into_all(decoder_t *d, const uint8_t *p, size_t size) noexcept n
                 return more
             d.outputs[i].group_rows += 1
     release_joined(d, joined)
+    if unlikely_(d.has_uid) and status == 1 and d.uid_seed.size and d.record_id.size:
+        more = append_uid(d)
+        if more < 0:
+            return more
     if status == 0:
         if d.first_rejected < 0:
             d.first_rejected = <int64_t> d.records
@@ -756,7 +809,7 @@ cdef class OtlpPlan:
 
 def otlp_protobuf(body, OtlpPlan plan not None, outputs, *, constants, int64_t arrival_ns,
                   int64_t time_min_ns=0, int64_t time_max_ns=INT64_MAX, size_t column_bytes_max=256 << 20,
-                  content_bytes_max=None):
+                  content_bytes_max=None, bytes known=b""):
     """An ExportLogsServiceRequest in protobuf. Raises Malformed, TooLarge; then nothing was written."""
     cdef decoder_t d
     cdef Py_buffer view
@@ -765,18 +818,23 @@ def otlp_protobuf(body, OtlpPlan plan not None, outputs, *, constants, int64_t a
         begin(&d, &view, arrival_ns, time_min_ns, time_max_ns, column_bytes_max)
         if content_bytes_max is not None:
             d.content_bytes_max = content_bytes_max
-        return decode_otlp(&d, plan, tuple(outputs), constants, d.start, d.size, may_release(&view))
+        return decode_otlp(&d, plan, tuple(outputs), constants, d.start, d.size, may_release(&view), known)
     finally:
         free_decoder(&d)
         PyBuffer_Release(&view)
 
 
 cdef object decode_otlp(decoder_t *d, OtlpPlan plan, tuple outputs, dict constants, const uint8_t *p, size_t size,
-                        bint release):
+                        bint release, bytes known):
     cdef int status, i
+    cdef object uid_seed = borrow(constants, "uid_seed", &d.uid_seed)
     cdef object project_id = borrow(constants, "project_id", &d.project_id)
     cdef object dialect = borrow(constants, "dialect", &d.dialect)
     cdef object trace_id = borrow(constants, "trace_id", &d.trace_id)
+    if len(known) % 32:
+        raise ValueError("known: no whole entries")
+    d.known = <const uint8_t *> <const char *> known
+    d.known_size = len(known)
     bind_outputs(d, plan.layouts, plan.sources, outputs)
     for i in range(d.output_count):
         if plan.genai[i].column_count:

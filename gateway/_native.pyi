@@ -75,6 +75,12 @@ class Decoded:
     def rows(self) -> int:
         """Records that became a row of the first output."""
     @property
+    def repeated(self) -> int:
+        """Of these, those that were not written, being known."""
+    @property
+    def uids(self) -> bytes:
+        """An entry for ``KeyCells`` of each record that has a uid, of 32 bytes; its number among the records at 28."""
+    @property
     def outputs(self) -> tuple[int, ...]:
         """Rows written to each output."""
     @property
@@ -153,11 +159,14 @@ def otlp_protobuf(
     time_max_ns: int = ...,
     column_bytes_max: int = ...,
     content_bytes_max: int | None = ...,
+    known: bytes = ...,
 ) -> Decoded:
     """An ExportLogsServiceRequest in protobuf. Raises Malformed, TooLarge; then nothing was written.
 
     ``constants``: text for the sources ``project_id`` and ``dialect``, and for ``trace_id`` in rows
-    that have none of their own. ``column_bytes_max``: by how much the columns may grow.
+    that have none of their own; with ``uid_seed`` the records' log.record.uid are noted, mixed with it.
+    ``column_bytes_max``: by how much the columns may grow. ``known``: entries as ``KeyCells.claim`` gave them
+    for the uids of the same body: what an output has of them is not written again.
     ``content_bytes_max``: how much is kept of what GenAI events were told and answered, in every
     table; None is all of it.
     """
@@ -173,6 +182,7 @@ def otlp_json(
     time_max_ns: int = ...,
     column_bytes_max: int = ...,
     content_bytes_max: int | None = ...,
+    known: bytes = ...,
 ) -> Decoded:
     """The same in OTLP/JSON: the same rows as the protobuf of the same message."""
 
@@ -242,7 +252,8 @@ class KeyCells:
     """Who has which idempotency key, in ``memory`` that several processes share: 4096 bytes and then buckets of 512.
 
     Entries are 32 bytes each: digest (16), seconds since 1970 when the key was first claimed u32, checksum of what it
-    is used for u32, part u8, parts u8 (at most 8), zeros (6). Those that name no part are passed over. The caller sees that nobody else is in the memory during a call.
+    is used for u32, part u8, parts u8 (at most 8), zeros (6). Those that name no part are passed over. The caller
+    sees that nobody else is in the memory during a call.
     ``who`` is life << 6 | slot; of ``keep_s`` old ones nothing is known. ValueError for what is no whole entry.
     """
 
@@ -250,13 +261,17 @@ class KeyCells:
     """Keys that had to make room for others before their time."""
 
     def __init__(self, memory: Buffer) -> None: ...
-    def claim(self, entries: bytes, *, who: int, now_s: int, keep_s: int) -> tuple[str, bytes]:
-        """Claim the keys of all entries, or of none.
+    def claim(self, entries: bytes, *, who: int, now_s: int, keep_s: int, parts: int = ...) -> tuple[str, bytes]:
+        """Claim the keys of all entries, or of none. ``parts``: so many are wanted, where there were more.
 
-        ``("ours", entries)``: as they stand there, with the kept parts (a bit each) for the part; all bits for a key
-        that stands in ``entries`` before. ``("claimed", b"")``: one is under way, or there is no room.
+        ``("ours", entries)``: as they stand there, with the kept parts (a bit each) for the part; all eight bits
+        where nothing is wanted any more, and for a key that stands in ``entries`` before.
+        ``("claimed", b"")``: one is under way, or there is no room.
         ``("reused", b"")``: one was used for something of another checksum.
         """
+
+    def missing(self, entries: bytes, *, part: int, parts: int) -> bytes:
+        """Of entries as ``claim`` gave them, those whose ``part`` is not kept, each naming it."""
 
     def keep(self, entries: bytes, *, who: int, now_s: int, keep_s: int) -> None:
         """The part that each entry names is kept."""

@@ -32,7 +32,7 @@ from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.disk import Disk
 from gateway.delivery.flusher import Flusher
 from gateway.delivery.frames import FrameNumbers
-from gateway.delivery.idempotency import Claim, Idempotency
+from gateway.delivery.idempotency import Claim, Idempotency, RecordClaims
 from gateway.delivery.progress import Progress
 from gateway.delivery.ring import Ring, RowsApart, RowsHandle, Stock
 from gateway.delivery.room import Room
@@ -79,6 +79,7 @@ class Delivery:
         keys: Idempotency | None = None,
     ) -> None:
         self._settings = settings
+        self._gateway = frames.gateway
         self._keys = keys or Idempotency(
             None, slots=(frames.slot,), keys_max=settings.keys_max, keep_s=settings.keys_ms / 1000, wall=wall
         )
@@ -205,6 +206,17 @@ class Delivery:
         Raises KeyReused when it was used for another body; Overloaded when it is under way, or cannot be known yet.
         """
         return await self._keys.claim(project_id, path, key, body)
+
+    def uid_seed(self, project_id: str) -> str:
+        """What the uids of a project's records are mixed with before they are remembered."""
+        return f"{self._gateway} {project_id}"
+
+    def claim_records(self, uids: bytes, tables: int) -> RecordClaims:
+        """Claim the decoded records that have a uid, with rows for so many tables; ``commit`` takes the claims.
+
+        Raises UnderWay when one of them is being stored, or nothing can be known yet.
+        """
+        return self._keys.claim_records(uids, tables)
 
     async def flush(self) -> None:
         """Return when everything accepted before the call is stored, however long that takes."""

@@ -16,6 +16,9 @@ The rows of a request stand in one block per table. Such a part has a bit each, 
 its requests into its frame: so rows and keys are on disk both or neither, whatever is torn, and where a crash
 left one part of two, the other alone is stored again.
 
+Records that have a ``log.record.uid`` are claimed the same way, one by one, once they are decoded. Where some are kept
+already the request is taken back and decoded once more without them.
+
 The keys are in memory that all workers share, in buckets of 16, guarded by a lock that the system lets go of
 with the process. A bucket that is full forgets its oldest kept key. Those of frames that are gone are in the
 files of ``keyfiles.py``.
@@ -51,6 +54,7 @@ POLL_S = 0.005
 
 _ENTRY = struct.Struct("<16sIIBB6x")
 """digest, seconds since 1970, checksum, which part, of how many; as the cells give it back: which parts are kept."""
+_PART_AT, _ALL_KEPT = 24, 0xFF
 _BUCKET_BYTES = 16 * 32
 _HEAD_BYTES = 4096
 _LIVES_AT, _OVER_AT = SLOTS, SLOTS + 4 * SLOTS
@@ -100,16 +104,16 @@ class Claim:
     all of its rows are kept already.
     """
 
-    __slots__ = ("_checksum", "_handed_over", "_kept", "_keys", "_parts", "digest", "first_s")
+    __slots__ = ("_checksum", "_handed_over", "_kept", "_keys", "digest", "first_s")
 
-    def __init__(self, keys: Idempotency, digest: bytes, checksum: int, first_s: int, kept: int, parts: int) -> None:
-        self.digest, self.first_s = digest, first_s
+    def __init__(self, keys: Idempotency, found: bytes) -> None:
+        self.digest, self.first_s, self._checksum, self._kept, _ = _ENTRY.unpack(found)
         self._handed_over = False
-        self._keys, self._checksum, self._kept, self._parts = keys, checksum, kept, parts
+        self._keys = keys
 
     @property
     def is_repeated(self) -> bool:
-        return bool(self._parts) and self._kept == _all(self._parts)
+        return bool(self._kept == _ALL_KEPT)
 
     def repeated(self, tables: Iterable[str]) -> set[str]:
         """Those of the request's tables of which the rows are kept already."""
@@ -135,6 +139,49 @@ class Claim:
     ) -> None:
         if not self._handed_over and not self.is_repeated:
             self._keys.release(_ENTRY.pack(self.digest, 0, 0, 0, 0))
+
+
+class RecordClaims:
+    """The same for the records of a request that have a uid; a context manager.
+
+    ``known``: what the decoder is told, to leave out what is kept already. Parts are the tables, in the order in which
+    they were opened.
+    """
+
+    __slots__ = ("_handed_over", "_keys", "_parts", "known")
+
+    def __init__(self, keys: Idempotency, known: bytes, parts: int) -> None:
+        self.known = known
+        self._handed_over = False
+        self._keys = keys
+        self._parts = parts
+
+    @property
+    def some_are_kept(self) -> bool:
+        """Whether something of some record is kept already, or some record comes twice."""
+        return any(self.known[_PART_AT::KEY_BYTES])
+
+    def entries(self, part: int) -> bytes:
+        """What the block of a part carries; from now on its fate is the claims'."""
+        self._handed_over = True
+        return self._keys.missing(self.known, part, self._parts)
+
+    def without_rows(self, part: int) -> None:
+        """The part has no rows: nothing is left to be kept of it."""
+        self._keys.kept(self.entries(part))
+
+    def __enter__(self) -> RecordClaims:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._handed_over:
+            self._keys.release(self.known)
+
+
+class UnderWay(Overloaded):
+    """Another request with the same key or records is being stored, or nothing is known yet."""
 
 
 class Idempotency:
@@ -180,14 +227,25 @@ class Idempotency:
             with self._locked():
                 what, found = ("claimed", b"") if self._is_unread() else self._cells.claim(entry, **self._now())
             if what == "ours":
-                _, first_s, _, kept, parts = _ENTRY.unpack(found)
-                return Claim(self, digest, checksum, first_s, kept, parts)
+                return Claim(self, found)
             if what == "reused":
                 raise KeyReused("this Idempotency-Key was used for another body; make a new one for each request")
             if waited_s >= WAIT_S:
-                raise Overloaded("a request with this Idempotency-Key is under way; send the same again later")
+                raise UnderWay("a request with this Idempotency-Key is under way; send the same again later")
             await asyncio.sleep(POLL_S)
             waited_s += POLL_S
+
+    def claim_records(self, uids: bytes, parts: int) -> RecordClaims:
+        """Claim records by entries of their uids, with rows for so many tables. Raises UnderWay."""
+        with self._locked():
+            what, known = ("", b"") if self._is_unread() else self._cells.claim(uids, parts=parts, **self._now())
+        if what != "ours":
+            raise UnderWay("records with the same log.record.uid are under way; send the same again later")
+        return RecordClaims(self, known, parts)
+
+    def missing(self, known: bytes, part: int, parts: int) -> bytes:
+        """The entries of a part that is not kept."""
+        return self._cells.missing(known, part=part, parts=parts)
 
     def kept(self, entries: bytes) -> None:
         """The blocks that carry these entries are as safe as was promised."""
@@ -252,7 +310,3 @@ class Idempotency:
     def _number(self, at: int, slot: int) -> int:
         number: int = _LIFE.unpack_from(self._memory, at + 4 * slot)[0]
         return number
-
-
-def _all(parts: int) -> int:
-    return (1 << parts) - 1

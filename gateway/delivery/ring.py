@@ -25,7 +25,7 @@ from gateway._native import Columns
 from gateway.delivery.block import Block, Durability, Promise, Receipt, tie
 from gateway.delivery.drain import Drain
 from gateway.delivery.frames import FrameNumbers
-from gateway.delivery.idempotency import Claim
+from gateway.delivery.idempotency import Claim, RecordClaims
 from gateway.delivery.settings import Settings
 from gateway.errors import Overloaded, TooLarge
 from gateway.metrics import Metrics
@@ -140,12 +140,22 @@ class RowsHandle:
         self._opened.append(opened)
         return opened.columns
 
-    def commit(self, claim: Claim | None = None) -> Receipt:
-        """Keep what was written, but for what the claim says is kept already.
+    @property
+    def tables(self) -> int:
+        """How many were opened."""
+        return len(self._opened)
+
+    def rollback(self) -> None:
+        """Take back what was written; it may be written once more."""
+        for opened in self._opened:
+            opened.columns.rollback()
+
+    def commit(self, claim: Claim | None = None, records: RecordClaims | None = None) -> Receipt:
+        """Keep what was written, but for what the claim says is kept already; ``records``: those in it with a uid.
 
         Raises Overloaded or TooLarge when it came to more than there is room for.
         """
-        receipt = self._ring.keep(self._opened, self._bytes, self._durability, claim)
+        receipt = self._ring.keep(self._opened, self._bytes, self._durability, claim, records)
         self._opened, self._bytes = [], 0
         return receipt
 
@@ -192,12 +202,24 @@ class RowsApart:
             if columns.rows:
                 self._blocks.append(await self._ring.cut_apart(stock, columns, self._project_id, self._durability))
 
-    def commit(self, claim: Claim | None = None) -> Receipt:
-        """Keep what was cut, but for what the claim says is kept already.
+    @property
+    def tables(self) -> int:
+        """How many were opened."""
+        return len(self._opened)
+
+    def rollback(self) -> None:
+        """Take back what was written; it may be written once more."""
+        for _, columns in self._opened.values():
+            columns.rollback()
+
+    def commit(self, claim: Claim | None = None, records: RecordClaims | None = None) -> Receipt:
+        """Keep what was cut, but for what the claim says is kept already; ``records``: those in it with a uid.
 
         Raises Overloaded or TooLarge when it came to more than there is room for.
         """
-        receipt = self._ring.keep_blocks(self._blocks, self._bytes, self._durability, claim)
+        receipt = self._ring.keep_blocks(
+            self._blocks, self._bytes, self._durability, claim, records, list(self._opened)
+        )
         self._bytes = 0
         return receipt
 
@@ -266,8 +288,16 @@ class Ring:
         opened.columns.mark()
         return opened
 
-    def keep(self, opened: list[_Open], reserved: int, durability: Durability, claim: Claim | None = None) -> Receipt:
+    def keep(
+        self,
+        opened: list[_Open],
+        reserved: int,
+        durability: Durability,
+        claim: Claim | None = None,
+        records: RecordClaims | None = None,
+    ) -> Receipt:
         """Keep what was written since ``open``, at its real size instead of the reserved one."""
+        parts = opened
         repeated: list[_Open] = []
         if claim is not None:
             tables = {each.stock.name for each in opened if each.columns.rows > each.rows_before}
@@ -288,8 +318,15 @@ class Ring:
             entries = claim.entries(tables)
             for each in opened:
                 each.keys += entries.get(each.stock.name, b"")
+        if records is not None:
+            for part, each in enumerate(parts):
+                if each in repeated or each.columns.rows == each.rows_before:
+                    records.without_rows(part)
+                else:
+                    each.keys += records.entries(part)
         promises = [each.promise for each in opened if each.columns.rows > each.rows_before]
-        receipt = self._receipt(promises, durability, repeated=bool(repeated))
+        left_out = bool(repeated) or (records is not None and records.some_are_kept)
+        receipt = self._receipt(promises, durability, repeated=left_out)
         for each in opened:
             each.durability = max(each.durability, durability)
             self._count(each)
@@ -310,9 +347,18 @@ class Ring:
         return Block(stock.name, project_id, frame, rows, data, since, durability=durability)
 
     def keep_blocks(
-        self, blocks: Sequence[Block], reserved: int, durability: Durability, claim: Claim | None = None
+        self,
+        blocks: Sequence[Block],
+        reserved: int,
+        durability: Durability,
+        claim: Claim | None = None,
+        records: RecordClaims | None = None,
+        parts: Sequence[str] = (),
     ) -> Receipt:
-        """Keep blocks that were cut apart, one per table, at their real size instead of the reserved one."""
+        """Keep blocks that were cut apart, one per table, at their real size instead of the reserved one.
+
+        ``parts``: the tables as they were opened.
+        """
         tables = [block.table for block in blocks]
         repeated: set[str] = set()
         if claim is not None:
@@ -327,8 +373,16 @@ class Ring:
             entries = claim.entries(tables)
             for block in blocks:
                 block.keys = entries[block.table]
-                self.held_bytes += len(block.keys)
-        receipt = self._receipt([block.promise for block in blocks], durability, repeated=bool(repeated))
+        if records is not None:
+            there = {block.table: block for block in blocks}
+            for part, table in enumerate(parts):
+                if table in there:
+                    there[table].keys += records.entries(part)
+                else:
+                    records.without_rows(part)
+        self.held_bytes += sum(len(block.keys) for block in blocks)
+        left_out = bool(repeated) or (records is not None and records.some_are_kept)
+        receipt = self._receipt([block.promise for block in blocks], durability, repeated=left_out)
         for block in blocks:
             self.rows[block.table] = self.rows.get(block.table, 0) + block.rows
             self._metrics.rows_accepted.add(block.rows, block.table)

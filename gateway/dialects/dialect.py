@@ -75,7 +75,8 @@ class Context:
     Times outside [``time_min_ns``, ``time_max_ns``] are moved to its edge. ``column_bytes_max`` is
     what the rows of the request may grow the columns by; more is TooLarge.
     ``content_bytes_max``: how much the project keeps of what GenAI events were told and answered;
-    None is all of it.
+    None is all of it. ``uid_seed``: what log.record.uid is mixed with; ``known``: the records of this request that are
+    not to be written, as the compiled decoder takes them.
     """
 
     project_id: str
@@ -83,6 +84,8 @@ class Context:
     time_max_ns: int
     column_bytes_max: int
     content_bytes_max: int | None = None
+    uid_seed: str = ""
+    known: bytes = b""
 
     def bounds(self, arrival_ns: int) -> Bounds:
         """What every decoder is told of time and size."""
@@ -100,7 +103,9 @@ class Outcome:
 
     ``rows``: records stored. ``events``: how many of them are GenAI events too. ``rejected``: records
     that were not stored, by reason; ``message`` says where the first is and what to change. ``state``
-    is the dialect's own: what ``accepted`` needs and only ``decode`` knows (ids, an event count).
+    is the dialect's own: what ``accepted`` needs and only ``decode`` knows (ids, an event count). ``uids``: of
+    the records that have a log.record.uid, ``repeated``: how many of ``rows`` were not written, for the context knew
+    them.
     """
 
     rows: int
@@ -110,6 +115,8 @@ class Outcome:
     timestamps_clamped: int = 0
     events: int = 0
     state: object = None
+    uids: bytes = b""
+    repeated: int = 0
 
     @classmethod
     def of(cls, decoded: Decoded, state: object = None) -> Outcome:
@@ -122,6 +129,8 @@ class Outcome:
             timestamps_clamped=decoded.timestamps_clamped,
             events=sum(decoded.outputs[1:]),
             state=state,
+            uids=decoded.uids,
+            repeated=decoded.repeated,
         )
 
     @property

@@ -15,6 +15,8 @@ from hashlib import shake_256
 from gateway.dialects.dialect import Request
 from gateway.errors import Invalid
 
+WAIT_S, POLL_S = 5.0, 0.005
+"""For a record that another request is storing."""
 REPLAYED = ("Idempotent-Replayed", "true")
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 

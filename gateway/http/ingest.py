@@ -13,11 +13,11 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from gateway.config import Limits
-from gateway.delivery.idempotency import Claim
+from gateway.delivery.idempotency import Claim, RecordClaims, UnderWay
 from gateway.dialects import NEVER_RETRYING
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows
 from gateway.dialects.ulid import ulid
@@ -44,6 +44,7 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 Headers = tuple[tuple[str, str], ...]
+Decode = Callable[[Request, bytes, Context, Rows], Outcome]
 
 
 class Tenant(Protocol):
@@ -101,8 +102,17 @@ class Receipt(Protocol):
 class OpenRows(Rows, Protocol):
     """The rows of one request, until they are committed or taken back."""
 
-    def commit(self, claim: Claim | None = None) -> Receipt:
-        """``claim``: what of them is kept already is taken back."""
+    @property
+    def tables(self) -> int:
+        """Of how many tables ``columns`` was called."""
+        ...
+
+    def rollback(self) -> None:
+        """Take back what was written, for it to be written once more."""
+        ...
+
+    def commit(self, claim: Claim | None = None, records: RecordClaims | None = None) -> Receipt:
+        """``claim``: what of them is kept already is taken back. ``records``: those in it that have a uid."""
         ...
 
 
@@ -129,6 +139,14 @@ class Delivery(Protocol):
 
     async def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
         """Raises KeyReused when the key was used for another body, Overloaded when it cannot be known in time."""
+        ...
+
+    def uid_seed(self, project_id: str) -> str:
+        """What the uids of its records are mixed with."""
+        ...
+
+    def claim_records(self, uids: bytes, tables: int) -> RecordClaims:
+        """Raises UnderWay when one of them is being stored."""
         ...
 
 
@@ -238,7 +256,7 @@ async def _story(
             learnt.notices.append(("X-Durability", receipt.durability))
         if is_repeated:
             learnt.notices.append(idempotency.REPLAYED)
-        learnt.notices += house.gate.count(tenant.project_id, 0 if is_repeated else outcome.rows)
+        learnt.notices += house.gate.count(tenant.project_id, 0 if is_repeated else outcome.rows - outcome.repeated)
     return dialect.accepted(request, outcome)
 
 
@@ -269,16 +287,65 @@ def _check_room(house: Ingest, dialect: Dialect, tenant: Tenant, incoming: Incom
 async def _append(
     house: Ingest, dialect: Dialect, request: Request, content: bytes, tenant: Tenant, claim: Claim | None
 ) -> tuple[Outcome, Receipt]:
-    """Decode a body into open columns; a large one in a thread into its own, for others not to wait meanwhile."""
+    """Decode a body into open columns; a large one in a thread into its own, for others not to wait meanwhile.
+
+    Where a record in it is being stored for another request, that is waited for.
+    """
     context = _context(house, tenant, request, len(content))
-    if len(content) <= house.limits.inline_bytes_max:
-        with house.delivery.rows(tenant.project_id, len(content), tenant.durability) as rows:
-            outcome = dialect.decode(request, content, context, rows)
+    append = _append_here if len(content) <= house.limits.inline_bytes_max else _append_apart
+    gives_up_s = house.monotonic_s() + idempotency.WAIT_S
+    while True:
+        try:
+            return await append(house, dialect.decode, request, content, tenant, context, claim)
+        except UnderWay:
+            if house.monotonic_s() >= gives_up_s:
+                raise
+            await asyncio.sleep(idempotency.POLL_S)
+
+
+async def _append_here(
+    house: Ingest,
+    decode: Decode,
+    request: Request,
+    content: bytes,
+    tenant: Tenant,
+    context: Context,
+    claim: Claim | None,
+) -> tuple[Outcome, Receipt]:
+    """Without awaiting anything: the columns are shared with the project's other requests."""
+    with house.delivery.rows(tenant.project_id, len(content), tenant.durability) as rows:
+        outcome = decode(request, content, context, rows)
+        if not outcome.uids:
             return outcome, rows.commit(claim)
-    with house.delivery.rows_apart(tenant.project_id, len(content), tenant.durability) as apart:
-        outcome = await asyncio.to_thread(dialect.decode, request, content, context, apart)
-        await apart.cut()
-        return outcome, apart.commit(claim)
+        with house.delivery.claim_records(outcome.uids, rows.tables) as records:
+            if records.some_are_kept:
+                rows.rollback()
+                outcome = decode(request, content, replace(context, known=records.known), rows)
+            return outcome, rows.commit(claim, records)
+
+
+async def _append_apart(
+    house: Ingest,
+    decode: Decode,
+    request: Request,
+    content: bytes,
+    tenant: Tenant,
+    context: Context,
+    claim: Claim | None,
+) -> tuple[Outcome, Receipt]:
+    """The same with columns of the request's own, while others are served."""
+    with house.delivery.rows_apart(tenant.project_id, len(content), tenant.durability) as rows:
+        outcome = await asyncio.to_thread(decode, request, content, context, rows)
+        if not outcome.uids:
+            await rows.cut()
+            return outcome, rows.commit(claim)
+        with house.delivery.claim_records(outcome.uids, rows.tables) as records:
+            if records.some_are_kept:
+                rows.rollback()
+                context = replace(context, known=records.known)
+                outcome = await asyncio.to_thread(decode, request, content, context, rows)
+            await rows.cut()
+            return outcome, rows.commit(claim, records)
 
 
 def _request(house: Ingest, route: Route, method: str, path: str, headers: Mapping[str, str]) -> Request:
@@ -311,16 +378,18 @@ def _context(house: Ingest, tenant: Tenant, request: Request, body_bytes: int) -
             house.limits.column_bytes_max, max(_COLUMN_BYTES_ALWAYS, _COLUMN_BYTES_PER_BODY_BYTE * body_bytes)
         ),
         content_bytes_max=tenant.genai_content_bytes,
+        uid_seed=house.delivery.uid_seed(tenant.project_id),
     )
 
 
 def _count(metrics: Metrics, dialect: str, outcome: Outcome, *, is_repeated: bool) -> None:
     metrics.records_received.add(outcome.rows + outcome.rejections, dialect)
+    repeated = outcome.rows if is_repeated else outcome.repeated
     if is_repeated:
         metrics.requests_repeated.add(1, dialect)
-        metrics.records_repeated.add(outcome.rows, dialect)
-    else:
-        metrics.records_accepted.add(outcome.rows, dialect)
+    if repeated:
+        metrics.records_repeated.add(repeated, dialect)
+    metrics.records_accepted.add(outcome.rows - repeated, dialect)
     for reason, records in outcome.rejected.items():
         metrics.records_rejected.add(records, dialect, reason)
     metrics.attributes_cut.add(outcome.attributes_cut, dialect)

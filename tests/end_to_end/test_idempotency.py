@@ -96,11 +96,57 @@ def test_a_key_that_is_none_is_refused(gateway: GatewayProcess) -> None:
     assert "Idempotency-Key" in json.loads(body)["error"]
 
 
-class Stubborn:
-    """Threads that send each request, with a key of its own or without, until it is answered with a 2xx."""
+def otlp(*records: tuple[str, str], event: str = "") -> bytes:
+    """A request with records of (body, uid)."""
+    written = [
+        {
+            "body": {"stringValue": text},
+            "attributes": [{"key": "log.record.uid", "value": {"stringValue": uid}}],
+            "eventName": event,
+        }
+        for text, uid in records
+    ]
+    return json.dumps({"resourceLogs": [{"scopeLogs": [{"logRecords": written}]}]}).encode()
 
-    def __init__(self, gateway: GatewayProcess, *, keys: bool, threads: int = 4) -> None:
-        self._gateway, self._keys = gateway, keys
+
+def test_a_record_with_a_uid_is_stored_once_in_whichever_batch_it_comes(gateway: GatewayProcess) -> None:
+    key = gateway.demo["keys"]["loguro"]
+    before, events = gateway.metric("weir_records_repeated_total"), gateway.count(table="genai_events")
+    batches = [
+        otlp(("uid", "u1"), ("uid", "u2")),
+        otlp(("uid", "u2"), ("uid", "u3"), ("uid", "u3")),
+        otlp(("uid", "u1"), ("uid", "u2"), ("uid", "u3")),
+        otlp(*[("uid", f"u{number}") for number in range(1, 6_000)]),  # so large that it is decoded apart
+    ]
+    for batch in batches:
+        assert gateway.post("/v1/logs", batch, key) == 200
+    poll(lambda: gateway.count("Body = 'uid'") >= 5_999, within_s=20, what="all are stored")
+    assert gateway.count("Body = 'uid'") == 5_999
+    assert gateway.metric("weir_records_repeated_total") == before + 2 + 3 + 3
+    assert gateway.post("/v1/logs", otlp(("uid of an event", "u1"), event="gen_ai.user.message"), key) == 200
+    assert gateway.count("Body = 'uid of an event'") == 0, "the uid counts, not the text"
+    assert gateway.count(table="genai_events") == events
+
+
+def test_a_genai_event_with_a_uid_is_one_row_of_each_table(gateway: GatewayProcess) -> None:
+    key = gateway.demo["keys"]["loguro"]
+    body = otlp(("an event", "e1"), ("an event", "e2"), event="gen_ai.user.message")
+    before = gateway.count(table="genai_events")
+    for _ in range(3):
+        assert gateway.post("/v1/logs", body, key) == 200
+    poll(lambda: gateway.count("Body = 'an event'") >= 2, within_s=20, what="they are stored")
+    poll(lambda: gateway.count(table="genai_events") >= before + 2, within_s=20, what="their events are stored")
+    assert (gateway.count("Body = 'an event'"), gateway.count(table="genai_events")) == (2, before + 2)
+
+
+class Stubborn:
+    """Threads that send each request, with a key of its own or without, until it is answered with a 2xx.
+
+    ``how``: with a "key" for each request, a "uid" for each record, or "without".
+    """
+
+    def __init__(self, gateway: GatewayProcess, how: str, threads: int = 4) -> None:
+        self._gateway, self._how = gateway, how
         self._key = gateway.demo["keys"]["loguro"]
         self._done = threading.Event()
         self._threads = [threading.Thread(target=self._send_all, args=(number,)) for number in range(threads)]
@@ -115,16 +161,19 @@ class Stubborn:
             ids = [f"{number}-{count + offset}" for offset in range(5)]
             count += len(ids)
             body = json.dumps([{"message": "stubborn", "context": {"id": id_}} for id_ in ids]).encode()
-            headers = {"Idempotency-Key": ids[0]} if self._keys else {}
+            if self._how == "uid":
+                body = otlp(*(("stubborn", id_) for id_ in ids))
+            headers = {"Idempotency-Key": ids[0]} if self._how == "key" else {}
             deadline = time.monotonic() + 60
-            while self._status(body, headers) != 202:
+            while self._status(body, headers) // 100 != 2:
                 assert time.monotonic() < deadline
                 self.again += 1
             self.sent += ids
 
     def _status(self, body: bytes, headers: dict[str, str]) -> int:
         try:
-            return self._gateway.post("/batch", body, self._key, **headers)
+            path = "/v1/logs" if self._how == "uid" else "/batch"
+            return self._gateway.post(path, body, self._key, **headers)
         except OSError:  # it is gone, or its listen.json is
             return 0
 
@@ -134,10 +183,10 @@ class Stubborn:
             thread.join(90)
 
 
-def killed_under_load(gateway: GatewayProcess, kills: int, *, keys: bool) -> tuple[list[str], list[str]]:
+def killed_under_load(gateway: GatewayProcess, kills: int, how: str) -> tuple[list[str], list[str]]:
     """(ids of all that was sent, ids of all that is stored) after workers, and once everything, were killed."""
     gateway.start()
-    load = Stubborn(gateway, keys=keys)
+    load = Stubborn(gateway, how)
     for kill in range(kills):
         accepted = len(load.sent)
         poll(lambda least=accepted + 200: len(load.sent) > least, within_s=60, what="it accepts")  # type: ignore[misc]
@@ -163,13 +212,15 @@ def _kill(pid: int) -> None:
 
 
 def stored(gateway: GatewayProcess) -> list[str]:
-    found = gateway.query("SELECT LogAttributes['id'] AS id FROM otel_logs WHERE Body = 'stubborn'")
+    id_ = "if(RecordId = '', LogAttributes['id'], RecordId)"
+    found = gateway.query(f"SELECT {id_} AS id FROM otel_logs WHERE Body = 'stubborn'")
     return [row["id"] for row in found]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes through /proc")
-def test_senders_that_insist_through_kills_have_each_record_stored_once(new_gateway: NewGateway) -> None:
-    sent, found = killed_under_load(new_gateway(WEIR__WORKERS="2"), 6, keys=True)
+@pytest.mark.parametrize("how", ["key", "uid"])
+def test_senders_that_insist_through_kills_have_each_record_stored_once(new_gateway: NewGateway, how: str) -> None:
+    sent, found = killed_under_load(new_gateway(WEIR__WORKERS="2"), 6, how)
     assert len(found) == len(set(found)), f"{len(found) - len(set(found))} of {len(found)} are stored twice"
     assert set(sent) == set(found)
 
@@ -178,7 +229,7 @@ def test_senders_that_insist_through_kills_have_each_record_stored_once(new_gate
 def test_without_keys_they_have_some_twice(new_gateway: NewGateway) -> None:
     """The positive control."""
     for attempt in range(5):
-        _, found = killed_under_load(new_gateway(f"var{attempt}", WEIR__WORKERS="2"), 6, keys=False)
+        _, found = killed_under_load(new_gateway(f"var{attempt}", WEIR__WORKERS="2"), 6, "without")
         if len(found) > len(set(found)):
             return
     raise AssertionError("nothing was stored twice in five tries: the kills hit nothing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, example, given
@@ -34,7 +35,7 @@ from tests.reference.otlp import oracle_silent
 PLAN = _native.OtlpPlan([(table.layout, table.feeds) for table in (OTEL_LOGS, GENAI_EVENTS)], genai=[1])
 PLAIN = Style(0)
 MALFORMED = Outcome(error="Malformed")
-TIMES = {
+TIMES: dict[str, Any] = {
     "arrival_ns": strategies.ARRIVAL_NS,
     "time_min_ns": strategies.TIME_MIN_NS,
     "time_max_ns": strategies.TIME_MAX_NS,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from gateway._native import Columns
 from gateway.config import DialectLimits, Limits
-from gateway.delivery.idempotency import Claim
+from gateway.delivery.idempotency import Claim, RecordClaims
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows, refusal_headers
 from gateway.errors import GatewayError, Malformed, Unauthorized, WeirError
 from gateway.http.admission import Admission
@@ -106,7 +106,20 @@ class Shelf:
     async def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
         raise NotImplementedError("the shelf remembers nobody")
 
-    def commit(self, claim: Claim | None = None) -> Promise:
+    def uid_seed(self, project_id: str) -> str:
+        return project_id
+
+    def claim_records(self, uids: bytes, tables: int) -> RecordClaims:
+        raise NotImplementedError("the shelf remembers nobody")
+
+    @property
+    def tables(self) -> int:
+        return 0
+
+    def rollback(self) -> None:
+        raise NotImplementedError("texts are written once")
+
+    def commit(self, claim: Claim | None = None, records: RecordClaims | None = None) -> Promise:
         self.texts += self.open
         return self.promise
 
