@@ -74,7 +74,10 @@ cdef class KeyCells:
             PyBuffer_Release(&self.view)
 
     def claim(self, bytes entries not None, *, uint32_t who, uint32_t now_s, uint32_t keep_s, uint8_t parts=0):
-        """Claim the keys of all entries, or of none. ``parts``: so many are wanted, where there were more."""
+        """Claim the keys of all entries, or of none.
+
+        ``parts``: so many are wanted of records, where there were more; 0 for requests, which wait for room.
+        """
         cdef Py_ssize_t i, count = self.count(entries)
         cdef const key_entry_t *entry
         cdef key_entry_t *said
@@ -111,6 +114,9 @@ cdef class KeyCells:
                 said.part = said.parts = 0
             if cell == NULL:
                 cell = self.room(said.digest, now_s, keep_s, UINT32_MAX)
+            if cell == NULL and parts:
+                self.displaced += 1     # nobody will know it, for it cannot wait for those of its own request
+                continue
             if cell == NULL:
                 for i in range(i):
                     self.give_back((<const key_entry_t *> <const char *> entries + i).digest, who)

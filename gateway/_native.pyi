@@ -262,7 +262,10 @@ class KeyCells:
 
     def __init__(self, memory: Buffer) -> None: ...
     def claim(self, entries: bytes, *, who: int, now_s: int, keep_s: int, parts: int = ...) -> tuple[str, bytes]:
-        """Claim the keys of all entries, or of none. ``parts``: so many are wanted, where there were more.
+        """Claim the keys of all entries, or of none.
+
+        ``parts``: so many are wanted of records, where there were more; one for which there is no room is not
+        remembered. 0 for requests, which wait for room.
 
         ``("ours", entries)``: as they stand there, with the kept parts (a bit each) for the part; all eight bits
         where nothing is wanted any more, and for a key that stands in ``entries`` before.

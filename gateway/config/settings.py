@@ -129,7 +129,7 @@ class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, Meta(ge=0, description="Time stored rows stay in the spool, in case ClickHouse dies and loses them.")
     ] = 120_000
     idempotency_keys_max: Annotated[
-        int, Meta(ge=1_000, description="Idempotency-Keys and record uids remembered; 48 bytes each.")
+        int, Meta(ge=10_000, description="Idempotency-Keys and record uids remembered; 48 bytes each.")
     ] = 1_000_000
     idempotency_ms: Annotated[int, Meta(ge=60_000, description="Time they are remembered.")] = 86_400_000
     dead_letter_bytes_max: Annotated[int, Meta(ge=1 * MiB, description="Disk for rows ClickHouse refuses.")] = 256 * MiB

@@ -142,12 +142,16 @@ def test_what_was_kept_whole_is_known_whole_and_of_the_rest_what_is_wanted() -> 
     assert cells.missing(known, part=0, parts=1)[:16] == none[:16]
 
 
-def test_where_there_is_no_room_for_all_keys_none_is_claimed() -> None:
+def test_where_there_is_no_room_requests_wait_and_records_are_not_remembered() -> None:
     cells = KeyCells(bytearray(4096 + 512))
     now = {"who": 1 << 6, "now_s": 1_000, "keep_s": 100}
     many = decoded(request(*(record("a", str(number)) for number in range(17))))[0].uids
-    assert cells.claim(many, parts=1, **now) == ("claimed", b"")
-    assert cells.claim(many[ENTRY_BYTES:], parts=1, **now)[0] == "ours"
+    assert cells.claim(many, **now) == ("claimed", b"")
+    what, known = cells.claim(many, parts=1, **now)
+    assert (what, set(known[24::ENTRY_BYTES]), cells.displaced) == ("ours", {0}, 1)
+    cells.keep(cells.missing(known, part=0, parts=1), **now)
+    again = list(cells.claim(many, parts=1, **now)[1][24::ENTRY_BYTES])
+    assert again.count(0xFF) == 16
 
 
 def test_entries_that_a_disk_has_changed_name_no_part() -> None:
