@@ -18,8 +18,9 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,7 @@ from tests.support.leash import leashed
 TURN_S = 0.002
 REFUSED_PAUSE_S = 0.02
 START_S = 30.0
+BACKLOG_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,19 @@ class Crowd(Load):
         if process.returncode:
             raise AssertionError(f"the crowd ended with {process.returncode}")
         return {label: Fared(**told) for label, told in json.loads(said.splitlines()[-1]).items()}
+
+    def until(
+        self, condition: Callable[[], bool], phase: str, groups: Sequence[Group], least_s: float, within_s: float
+    ) -> Mapping[str, Fared]:
+        """All of it, until something is so, but not for less. Raises TimeoutError."""
+        self.begin(phase, groups, 2 * within_s)
+        began = time.monotonic()
+        poll(lambda: time.monotonic() - began > least_s and condition(), within_s, f"what {phase} is to bring about")
+        return self.end(at_once=True)
+
+    def drain(self) -> None:
+        """Return when the gateway holds nothing; asking for rows until then would take what ClickHouse needs."""
+        poll(lambda: self._gateway.metric("weir_rows_buffered") == 0, BACKLOG_S, "the backlog is stored")
 
     def phase(self, phase: str, groups: Sequence[Group], seconds: float) -> Mapping[str, Fared]:
         """All of it."""
