@@ -27,7 +27,7 @@ from tests.chaos.rounds import Rounds
 MIB = 1 << 20
 RING_BYTES, BODIES_BYTES = 4 * MIB, 2 * MIB
 PLACES = 12
-CONNECTIONS = 20
+CONNECTIONS = 40
 """Of each project, where they do not wait."""
 RECORDS, RECORD_BYTES = 2, 16 << 10
 """Of a post."""
