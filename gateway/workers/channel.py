@@ -1,7 +1,8 @@
 """What a supervisor and a worker say to each other, over a pair of sockets that nobody else has.
 
 A message is four bytes of length, big-endian, and MessagePack of one of the types below. The first
-one a worker gets are its orders. Settings and their secrets go this way, so that neither the process
+one a worker gets are its orders, after the descriptors that go with them (``shells.py``). Settings and
+their secrets go this way, so that neither the process
 list nor the environment shows them. The end of the stream says that the other side is gone.
 """
 
@@ -23,16 +24,13 @@ class Orders(msgspec.Struct, frozen=True, tag=True):
     """What a worker is to be. ``config`` names engines in any case: those of the supervisor where none are configured.
 
     ``slots``: the first is the worker's own, whose frame numbers it gives out; any others were left by
-    workers that are no more, and it is to finish what is in them. ``sockets``, ``buckets`` and ``claims`` are
-    descriptors it has inherited: where senders connect, and the memories of the keys' rates and of idempotency keys.
+    workers that are no more, and it is to finish what is in them. Its descriptors are the memories of the keys' rates
+    and of idempotency keys, and the sockets where senders connect.
     """
 
     config: Config
     worker: int
     slots: list[int]
-    sockets: list[int]
-    buckets: int
-    claims: int
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

@@ -1,9 +1,4 @@
-"""One worker process as its supervisor sees it: started, asked, ended.
-
-A fresh process, not a fork: it has nothing of the supervisor but what it is given (the engines'
-lifelines above all stay where they are), and one that is started after an update runs the new code.
-It runs in a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone.
-"""
+"""One worker process as its supervisor sees it: started, asked, ended."""
 
 from __future__ import annotations
 
@@ -11,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
-import sys
+from collections.abc import Sequence
 from typing import Any
 
-from gateway.embedded.child import child_environment, signal_process
+from gateway.embedded.child import signal_process
 from gateway.workers.channel import Answer, Ask, Channel, Ended, Failed, Orders, Ready, Stop, value_of
+from gateway.workers.shells import Shell
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +23,14 @@ class WorkerFailed(Exception):
 
 
 class Life:
-    """``start``, ``ready``, then ``ask`` until ``ended``."""
+    """``start`` a shell with ``orders`` and the descriptors that go with them, then ``ask`` until ``ended``."""
 
-    def __init__(self, orders: Orders) -> None:
+    def __init__(self, orders: Orders, descriptors: Sequence[int]) -> None:
         self.slot = orders.slots[0]
         self.last: Ended | None = None
         """Its last word; None as long as it lives, and when it ended without one."""
         self._orders = orders
+        self._descriptors = descriptors
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -48,20 +44,12 @@ class Life:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
-    async def start(self) -> None:
-        """Starts it and waits until it accepts. Raises WorkerFailed; then it has ended."""
-        ours, its = socket.socketpair()
+    async def start(self, shell: Shell) -> None:
+        """Makes a worker of a shell and waits until it accepts. Raises WorkerFailed; then it has ended."""
+        self._process = shell.process
         try:
-            with its:
-                self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "gateway.workers.worker"),
-                    *("--channel", str(its.fileno()), "--worker", str(self._orders.worker)),
-                    stdin=asyncio.subprocess.PIPE,
-                    env=child_environment(),
-                    pass_fds=(its.fileno(), self._orders.buckets, self._orders.claims, *self._orders.sockets),
-                    start_new_session=True,
-                )
-            self._channel = await Channel.over(ours)
+            shell.give(self._descriptors)
+            self._channel = await Channel.over(shell.end)
             self._listening = asyncio.create_task(self._listen(self._channel), name="worker")
             await self._channel.send(self._orders)
             async with asyncio.timeout(START_S_MAX):
@@ -76,7 +64,7 @@ class Life:
             raise
         finally:
             if self._channel is None:
-                ours.close()
+                shell.end.close()
 
     async def ask(self, what: str, kind: Any, within_s: float) -> Any:
         """What the worker says to ``what``, as a ``kind``. Raises TimeoutError, ConnectionError."""

@@ -44,6 +44,7 @@ from gateway.tenants.rates import shared_buckets
 from gateway.workers.channel import Ended, Orders
 from gateway.workers.lives import Life, WorkerFailed
 from gateway.workers.places import Place
+from gateway.workers.shells import Shells
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Supervisor(Collector):
         self._delay_s = 0.0
         self._parts = AsyncExitStack()
         self._places = [Place(number, self._begin, self._count_death) for number in range(config.workers)]
+        self._shells = Shells()
         self._starting_slots: set[int] = set()
         self.owed_slots: set[int] = set()
         """Where rows may lie that no worker knows of: left by one that was replaced, or killed with its supervisor."""
@@ -90,6 +92,8 @@ class Supervisor(Collector):
         config, directory, parts = self.config, self.directory, self._parts
         directory.lock()
         parts.callback(directory.unlock)
+        parts.push_async_callback(self._shells.discard)
+        self._shells.prepare(config.workers)
         directory.forget_addresses()
         parts.push_async_callback(self._foundation.stop)
         await self._foundation.start()
@@ -117,6 +121,7 @@ class Supervisor(Collector):
             demo.keep(self._foundation.first, directory)
         directory.write(directory.listen, json.dumps(self.listen) + "\n", mode=0o644)
         self._not_ready = ""
+        self._shells.prepare()
         return self._told()
 
     async def stop(self) -> list[Ended | None]:
@@ -144,6 +149,7 @@ class Supervisor(Collector):
 
         Stops at the first that cannot be replaced, which stays; false then.
         """
+        await self._shells.discard()  # they may be older than the code is now
         limits = self.config.limits
         patience_s = (limits.header_timeout_ms + limits.body_timeout_ms + STOP_MS_MAX) / 1000
         for place in self._places if places is None else places:
@@ -219,15 +225,15 @@ class Supervisor(Collector):
             config=self._foundation.named_in(self.config),
             worker=number,
             slots=slots,
-            sockets=[one.fileno() for bound in self._bound for one in bound.shares[number]],
-            buckets=self._buckets,
-            claims=self._claims,
         )
-        life = Life(orders)
+        sockets = [one.fileno() for bound in self._bound for one in bound.shares[number]]
+        life = Life(orders, [self._buckets, self._claims, *sockets])
         try:
-            await life.start()
+            await life.start(await self._shells.take())
         finally:
             self._starting_slots.difference_update(slots)
+            if not self._is_stopping and not self._not_ready:
+                self._shells.prepare()
         self.owed_slots.difference_update(slots)
         return life
 

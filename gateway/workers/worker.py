@@ -1,7 +1,7 @@
 """The worker's side: a process that is told what to be, serves until it is told to stop, and stops in order.
 
-Started by ``lives.py`` as ``python -m gateway.workers.worker``. It stops in order as well when its
-supervisor is gone, and ends without order should that hang.
+Started by ``shells.py`` as ``python -m gateway.workers.worker``, told by ``lives.py``. It stops in order as well
+when its supervisor is gone, and ends without order should that hang.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -25,6 +25,7 @@ from gateway.app import App
 from gateway.config import STOP_MS_MAX
 from gateway.embedded import lifeline
 from gateway.workers.channel import Answer, Ask, Channel, Ended, Failed, Orders, Ready, Stop
+from gateway.workers.shells import be_called, given
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +33,10 @@ logger = logging.getLogger(__name__)
 class Worker:
     """One gateway in this process. ``asked_to_stop`` may be set by whoever wants it to end."""
 
-    def __init__(self, orders: Orders, channel: Channel) -> None:
-        sockets = [socket.socket(fileno=descriptor) for descriptor in orders.sockets]
-        self._app = App(orders.config, slots=orders.slots, listen=sockets, buckets=orders.buckets, claims=orders.claims)
+    def __init__(self, orders: Orders, descriptors: Sequence[int], channel: Channel) -> None:
+        buckets, claims, *listen = descriptors
+        sockets = [socket.socket(fileno=descriptor) for descriptor in listen]
+        self._app = App(orders.config, slots=orders.slots, listen=sockets, buckets=buckets, claims=claims)
         self._channel = channel
         self._delay_s, self._patient, self._others_go_on = 0.0, False, True
         self.asked_to_stop = asyncio.Event()
@@ -97,16 +99,17 @@ def _reason(error: Exception) -> str:
     return (error.strerror or str(error)) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
-async def work(end: socket.socket) -> int:
+async def work(end: socket.socket, descriptors: Sequence[int]) -> int:
     """A worker's whole life, on its end of the channel."""
     channel = await Channel.over(end)
     orders = await channel.receive()
     if not isinstance(orders, Orders):
         return 1
     config = orders.config
+    be_called(f"weir-worker-{orders.worker}")
     logs.configure(config.log.level, config.log.format, worker=orders.worker if config.workers > 1 else None)
     loop = asyncio.get_running_loop()
-    worker = Worker(orders, channel)
+    worker = Worker(orders, descriptors, channel)
 
     def left_alone() -> None:
         loop.call_soon_threadsafe(worker.asked_to_stop.set)
@@ -123,10 +126,13 @@ async def work(end: socket.socket) -> int:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--channel", type=int, required=True)
-    arguments.add_argument("--worker", type=int, help="which one it is, for those who look at the process list")
     end = socket.socket(fileno=arguments.parse_args().channel)
+    be_called("weir-shell")
+    descriptors = given(end)
+    if not descriptors:
+        sys.exit(0)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        sys.exit(runner.run(work(end)))
+        sys.exit(runner.run(work(end, descriptors)))
 
 
 if __name__ == "__main__":

@@ -249,8 +249,13 @@ class Gateway:
         return sum(float(line.rpartition(" ")[2]) for line in lines) if lines else float("nan")
 
     def workers(self) -> list[int]:
-        """Its child processes that serve."""
-        return children(self.pid)
+        """Its child processes that serve; not those that wait to."""
+        found = []
+        for pid in children(self.pid):
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().startswith("weir-worker"):
+                    found.append(pid)
+        return found
 
     def kill_all(self) -> None:
         """SIGKILL to the gateway and all it has started, at once."""

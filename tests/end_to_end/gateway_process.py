@@ -170,6 +170,10 @@ class GatewayProcess:
         lines = [line for line in text.decode().splitlines() if line.startswith((name + "{", name + " "))]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
+    def workers(self) -> list[int]:
+        """The process ids of its workers, the oldest first; not of the shells that wait to become one."""
+        return sorted(pid for pid in self.descendants() if name_of(pid).startswith("weir-worker"))
+
     def descendants(self) -> dict[int, str]:
         """Every process below it and its command line."""
         return descendants_of(self.pid)
@@ -184,6 +188,14 @@ def descendants_of(pid: int) -> dict[int, str]:
                 found[child] = command_line(child)
                 found |= descendants_of(child)
     return found
+
+
+def name_of(pid: int) -> str:
+    """What a process calls itself; empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def command_line(pid: int) -> str:

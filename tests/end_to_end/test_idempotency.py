@@ -190,7 +190,7 @@ def killed_under_load(gateway: GatewayProcess, kills: int, how: str) -> tuple[li
     for kill in range(kills):
         accepted = len(load.sent)
         poll(lambda least=accepted + 200: len(load.sent) > least, within_s=60, what="it accepts")  # type: ignore[misc]
-        workers = [pid for pid, called in gateway.descendants().items() if "gateway.workers.worker" in called]
+        workers = gateway.workers()
         if kill == kills // 2:
             below = list(descendants_of(gateway.pid))
             gateway.kill()

@@ -72,11 +72,6 @@ class Load:
         connection.close()
 
 
-def workers_of(gateway: GatewayProcess) -> list[int]:
-    """The process ids of its workers, the oldest first."""
-    return sorted(pid for pid, called in gateway.descendants().items() if "gateway.workers.worker" in called)
-
-
 def assert_stored_once(gateway: GatewayProcess, load: Load, within_s: float = 60) -> None:
     """Every accepted record is there, and none twice."""
     sql = "SELECT LogAttributes['id'] AS id FROM otel_logs WHERE Body = 'load'"

@@ -14,7 +14,7 @@ import pytest
 
 from tests.end_to_end.conftest import NewGateway
 from tests.end_to_end.gateway_process import GatewayProcess, command_line, free_port, poll
-from tests.workers.load import Load, assert_stored_once, workers_of
+from tests.workers.load import Load, assert_stored_once
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes through /proc")
 
@@ -40,10 +40,10 @@ def test_a_worker_killed_under_load_is_replaced_and_nothing_accepted_is_lost(
     gateway = several(new_gateway, workers)
     with Load(gateway) as load:
         for kill in range(1, 4):
-            victim = workers_of(gateway)[0]
+            victim = gateway.workers()[0]
             os.kill(victim, signal.SIGKILL)
             poll(
-                lambda victim=victim: victim not in (there := workers_of(gateway)) and len(there) == workers,  # type: ignore[misc]
+                lambda victim=victim: victim not in (there := gateway.workers()) and len(there) == workers,  # type: ignore[misc]
                 within_s=20,
                 what="another worker is there",
             )
@@ -65,10 +65,10 @@ def test_workers_are_replaced_under_load_without_a_refused_or_reset_connection(
     gateway = several(new_gateway, workers)
     with Load(gateway) as load:
         for _ in range(3):
-            before = set(workers_of(gateway))
+            before = set(gateway.workers())
             os.kill(gateway.pid, signal.SIGUSR2)
             poll(
-                lambda before=before: not before & set(there := workers_of(gateway)) and len(there) == workers,  # type: ignore[misc]
+                lambda before=before: not before & set(there := gateway.workers()) and len(there) == workers,  # type: ignore[misc]
                 within_s=60,
                 what="all workers are new",
             )
@@ -108,10 +108,10 @@ def test_a_killed_supervisor_leaves_no_process_and_its_successor_starts_at_once(
 def test_a_worker_that_is_asked_to_end_by_somebody_else_is_replaced(new_gateway: NewGateway) -> None:
     gateway = several(new_gateway, 2)
     with Load(gateway) as load:
-        victim = workers_of(gateway)[0]
+        victim = gateway.workers()[0]
         os.kill(victim, signal.SIGTERM)
         poll(
-            lambda: victim not in (there := workers_of(gateway)) and len(there) == 2,
+            lambda: victim not in (there := gateway.workers()) and len(there) == 2,
             within_s=20,
             what="another worker is there",
         )
@@ -183,7 +183,7 @@ def test_a_second_gateway_is_told_that_the_port_is_taken(new_gateway: NewGateway
 
 def test_a_request_under_way_is_answered_by_the_worker_that_is_replaced(new_gateway: NewGateway) -> None:
     gateway = several(new_gateway, 1)
-    before = workers_of(gateway)
+    before = gateway.workers()
     connection = http.client.HTTPConnection(gateway.listen["ingest"][0], timeout=30)
     body = b'{"message":"slow"}'
     connection.putrequest("POST", "/")
@@ -191,12 +191,12 @@ def test_a_request_under_way_is_answered_by_the_worker_that_is_replaced(new_gate
     connection.putheader("Content-Length", str(len(body)))
     connection.endheaders(body[:5])
     os.kill(gateway.pid, signal.SIGUSR2)
-    poll(lambda: set(workers_of(gateway)) - set(before), within_s=20, what="the new one is there")
+    poll(lambda: set(gateway.workers()) - set(before), within_s=20, what="the new one is there")
     poll(lambda: gateway.post("/", b"{}", "unknown") == 401, within_s=20, what="the new one answers")
-    assert set(before) <= set(workers_of(gateway)), "the old one waits for its request"
+    assert set(before) <= set(gateway.workers()), "the old one waits for its request"
     connection.send(body[5:])
     assert connection.getresponse().status == 202
-    poll(lambda: not set(before) & set(workers_of(gateway)), within_s=20, what="the old one is gone")
+    poll(lambda: not set(before) & set(gateway.workers()), within_s=20, what="the old one is gone")
     connection.close()
 
 
@@ -211,17 +211,17 @@ def test_workers_are_replaced_by_such_with_the_settings_of_now_or_not_at_all(
     assert [gateway.post("/", b'{"message":"a"}', key) for _ in range(4)] == [202] * 4
 
     settings.write_text("[keys]\nrequests_per_minute = 3\n[clickhouse]\nretention_days = 30\n")
-    before = workers_of(gateway)
+    before = gateway.workers()
     os.kill(gateway.pid, signal.SIGUSR2)
-    poll(lambda: not set(before) & set(workers_of(gateway)), within_s=30, what="the worker is new")
+    poll(lambda: not set(before) & set(gateway.workers()), within_s=30, what="the worker is new")
     assert [gateway.post("/", b'{"message":"a"}', key) for _ in range(4)] == [202, 202, 202, 429]
     assert "these settings take effect with the next start: clickhouse" in gateway.log()
 
     settings.write_text("")
-    before = workers_of(gateway)
+    before = gateway.workers()
     os.kill(gateway.pid, signal.SIGUSR2)
     poll(lambda: "weir.toml: is empty" in gateway.log(), within_s=10, what="the empty file is refused")
-    assert workers_of(gateway) == before
+    assert gateway.workers() == before
     assert gateway.stop()[0] == 0
 
 
@@ -260,9 +260,9 @@ def test_what_a_replaced_worker_could_not_store_is_taken_over(new_gateway: NewGa
     first = new_gateway("first").start()
     second = away(new_gateway, first, port, 1).start()
     with Load(second, first.demo) as load:
-        before = workers_of(second)
+        before = second.workers()
         os.kill(second.pid, signal.SIGUSR2)
-        poll(lambda: not set(before) & set(workers_of(second)), within_s=60, what="the worker is new")
+        poll(lambda: not set(before) & set(second.workers()), within_s=60, what="the worker is new")
     assert slots_with_segments(second) == {"slot-00", "slot-01"}
     assert "wait in the spool" in second.log()
     # Its tables are first's: a ClickHouse of the same schema, later at that port.
