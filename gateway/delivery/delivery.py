@@ -51,7 +51,7 @@ SPOOL_STOP_S = 1.0
 HELD_PART = 0.5
 """Of a ring's budget: when more is held, blocks that are on disk are not held as well."""
 LOADED_PART = 0.75
-"""Of a ring's budget: when more is held, nothing is loaded from disk."""
+"""Of a ring's budget: beyond it nothing is loaded from disk."""
 FAILURES_MAX = 2
 """Groups in a row that may fail before the gateway says that it is not ready."""
 
@@ -418,8 +418,8 @@ class Delivery:
                 self._flushers[shard].resume(self._stocks[table].table, sealed, blocks)
 
     async def _load(self, table: str) -> None:
-        while self._spool.has_unread(table) and self._wants(table):
-            blocks = await self._spool.load(table, self._settings.batch_bytes)
+        while self._spool.has_unread(table) and (bytes_max := self._wanted_bytes(table)) > 0:
+            blocks = await self._spool.load(table, bytes_max)
             for block in blocks:
                 shard = self._shard(block.project_id)
                 self._rings[shard].hold(block)
@@ -427,13 +427,15 @@ class Delivery:
             if not blocks:
                 return
 
-    def _wants(self, table: str) -> bool:
-        """Whether more of a table should be read from disk now."""
-        if any(ring.held_bytes > ring.bytes_max * LOADED_PART for ring in self._rings):
-            return False
+    def _wanted_bytes(self, table: str) -> int:
+        """How much of a table should be read from disk now: none of it may keep senders out while it waits."""
+        batch_bytes = self._settings.batch_bytes
         if any(flusher.is_parked(table) for flusher in self._flushers):
-            return False
-        return sum(flusher.queued_bytes(table) for flusher in self._flushers) < self._settings.batch_bytes
+            return 0
+        if sum(flusher.queued_bytes(table) for flusher in self._flushers) >= batch_bytes:
+            return 0
+        room_bytes = min(ring.bytes_max * LOADED_PART - ring.held_bytes for ring in self._rings)
+        return min(batch_bytes, int(room_bytes))
 
     def _tell(self) -> None:
         """Say what could not be kept since the last time, in one line for each table and reason."""

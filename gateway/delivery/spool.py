@@ -33,6 +33,7 @@ import asyncio
 import errno
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,6 +65,8 @@ from gateway.delivery.writer import Entry, Left, Opened, Writer
 
 log = logging.getLogger(__name__)
 
+KEYS_TRIES = 10
+"""Of reading the keys of a segment that could go; then they are forgotten."""
 AGAIN_S = 1.0
 """Until what is only for our own use, and could not be written, is tried again."""
 
@@ -108,6 +111,7 @@ class Spool:
         self._later: dict[int, tuple[asyncio.TimerHandle, Callable[[], None]]] = {}
         self._disk = disk or Disk()
         self._keys = keys
+        self._unread_keys: Counter[int] = Counter()
         self._key_files = KeyFiles(directory, self._disk, keys, numbers.next) if keys is not None else None
         self._audit_s = audit_s
         self._clock = clock
@@ -516,7 +520,7 @@ class Spool:
         keys.all_found()
 
     def _keep_keys(self, segment: Segment) -> None:
-        """See that the keys of a segment outlive it. Raises OSError where they cannot be written."""
+        """See that the keys of a segment outlive it. Raises OSError where they cannot be written, or read now."""
         if self._key_files is None:
             return
         try:
@@ -526,6 +530,9 @@ class Spool:
         except FileNotFoundError:
             return  # It is a removal that has to be synced once more.
         except OSError as error:
+            self._unread_keys[segment.name.id] += 1
+            if self._unread_keys[segment.name.id] < KEYS_TRIES:
+                raise
             log.error("spool: the keys in %s are forgotten: %s", segment.name.file, error.strerror)  # noqa: TRY400
             return
         if entries:

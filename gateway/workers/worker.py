@@ -96,7 +96,10 @@ class Worker:
 
 def _reason(error: Exception) -> str:
     """For a person; the text of an error that is not an operator's may quote a secret."""
-    return (error.strerror or str(error)) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{where}"
+    return f"{type(error).__name__}: {error}"
 
 
 async def work(end: socket.socket, descriptors: Sequence[int]) -> int:

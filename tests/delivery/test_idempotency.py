@@ -474,6 +474,33 @@ async def test_of_a_damaged_key_file_nothing_is_believed(
     assert not (await claimed(later)).is_repeated
 
 
+async def test_a_read_that_fails_once_forgets_no_key(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    class FailingOnce(SegmentReader):
+        def keys(self, frame: Frame) -> bytes:
+            tried.append(frame.number)
+            if len(tried) == 1:
+                raise OSError(errno.EIO, "no")
+            return super().keys(frame)
+
+    async with rig(engine, tmp_path / "a", audit_ms=0.0, segment_bytes=64 << 10) as before:
+        await send(before, "a", range(100))
+        number, place = 100, before.frames.place
+        monkeypatch.setattr("gateway.delivery.spool.SegmentReader", FailingOnce)
+        while not found_files(place):
+            await send(before, str(number), range(number, number + 100))
+            await before.flush()
+            number += 100
+        assert tried[0] == tried[1], "it was tried again"
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        async with rig(engine, copy, database=before.direct.database) as after:
+            await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
+            assert await send(after, "a", range(100))
+
+
 async def test_a_segment_stays_until_its_keys_are_written(engine: Engine, tmp_path: Path) -> None:
     disk = Recording()
     async with rig(engine, tmp_path / "a", audit_ms=0.0, segment_bytes=64 << 10, disk=disk) as it:

@@ -114,6 +114,17 @@ async def test_over_its_memory_rows_stay_on_disk_and_arrive_all_the_same(open_ri
         await until(lambda: rig.held_bytes() == 0, "everything is released")
 
 
+async def test_what_is_loaded_leaves_room_for_what_is_sent(open_rig: OpenRig) -> None:
+    """A batch may be as large as the ring; what is loaded while ClickHouse is away stays for as long as that lasts."""
+    async with open_rig(shards=1, ring_bytes_max=1 << 20, block_bytes=8 << 10, batch_bytes=1 << 20, plan=AWAY) as rig:
+        [ring] = rig.delivery._rings
+        for held in (0, 300 << 10, 700 << 10, 900 << 10):
+            ring.held_bytes += held
+            assert held + max(0, rig.delivery._wanted_bytes("things")) <= max(held, 768 << 10)
+            ring.held_bytes -= held
+        assert rig.delivery._wanted_bytes("things") == 768 << 10
+
+
 async def test_segments_go_when_their_rows_are_stored(open_rig: OpenRig) -> None:
     async with open_rig(segment_bytes=64 << 10) as rig:
         for start in range(0, 20_000, 200):
