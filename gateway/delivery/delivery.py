@@ -79,7 +79,6 @@ class Delivery:
         keys: Idempotency | None = None,
     ) -> None:
         self._settings = settings
-        self._gateway = frames.gateway
         self._keys = keys or Idempotency(
             None, slots=(frames.slot,), keys_max=settings.keys_max, keep_s=settings.keys_ms / 1000, wall=wall
         )
@@ -206,10 +205,6 @@ class Delivery:
         Raises KeyReused when it was used for another body; Overloaded when it is under way, or cannot be known yet.
         """
         return await self._keys.claim(project_id, path, key, body)
-
-    def uid_seed(self, project_id: str) -> str:
-        """What the uids of a project's records are mixed with before they are remembered."""
-        return f"{self._gateway} {project_id}"
 
     def claim_records(self, uids: bytes, tables: int) -> RecordClaims:
         """Claim the decoded records that have a uid, with rows for so many tables; ``commit`` takes the claims.

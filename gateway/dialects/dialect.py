@@ -75,8 +75,8 @@ class Context:
     Times outside [``time_min_ns``, ``time_max_ns``] are moved to its edge. ``column_bytes_max`` is
     what the rows of the request may grow the columns by; more is TooLarge.
     ``content_bytes_max``: how much the project keeps of what GenAI events were told and answered;
-    None is all of it. ``uid_seed``: what log.record.uid is mixed with; ``known``: the records of this request that are
-    not to be written, as the compiled decoder takes them.
+    None is all of it. ``known``: the records of this request that are not to be written, as the compiled decoder
+    takes them.
     """
 
     project_id: str
@@ -84,7 +84,6 @@ class Context:
     time_max_ns: int
     column_bytes_max: int
     content_bytes_max: int | None = None
-    uid_seed: str = ""
     known: bytes = b""
 
     def bounds(self, arrival_ns: int) -> Bounds:

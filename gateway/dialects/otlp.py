@@ -97,7 +97,7 @@ def decode_as(
         body,
         plan,
         outputs,
-        constants={"project_id": context.project_id, "uid_seed": context.uid_seed, **constants},
+        constants={"project_id": context.project_id, "uid_seed": context.project_id, **constants},
         **context.bounds(arrival_ns),
         content_bytes_max=context.content_bytes_max,
         known=context.known,

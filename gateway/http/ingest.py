@@ -141,10 +141,6 @@ class Delivery(Protocol):
         """Raises KeyReused when the key was used for another body, Overloaded when it cannot be known in time."""
         ...
 
-    def uid_seed(self, project_id: str) -> str:
-        """What the uids of its records are mixed with."""
-        ...
-
     def claim_records(self, uids: bytes, tables: int) -> RecordClaims:
         """Raises UnderWay when one of them is being stored."""
         ...
@@ -378,7 +374,6 @@ def _context(house: Ingest, tenant: Tenant, request: Request, body_bytes: int) -
             house.limits.column_bytes_max, max(_COLUMN_BYTES_ALWAYS, _COLUMN_BYTES_PER_BODY_BYTE * body_bytes)
         ),
         content_bytes_max=tenant.genai_content_bytes,
-        uid_seed=house.delivery.uid_seed(tenant.project_id),
     )
 
 

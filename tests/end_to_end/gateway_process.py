@@ -78,7 +78,8 @@ class GatewayProcess:
 
     def _ready_or_ended(self) -> bool:
         assert self._process
-        return (self.data_dir / "listen.json").exists() or self._process.poll() is not None
+        is_ready = (self.data_dir / "listen.json").exists() and bool(self.told)
+        return is_ready or self._process.poll() is not None
 
     @property
     def pid(self) -> int:

@@ -106,9 +106,6 @@ class Shelf:
     async def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
         raise NotImplementedError("the shelf remembers nobody")
 
-    def uid_seed(self, project_id: str) -> str:
-        return project_id
-
     def claim_records(self, uids: bytes, tables: int) -> RecordClaims:
         raise NotImplementedError("the shelf remembers nobody")
 
