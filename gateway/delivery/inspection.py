@@ -30,8 +30,8 @@ from gateway.delivery.segments import (
 
 AGAIN_S = 0.05
 """Until what may be half written is looked at again,"""
-AGAIN_MAX = 5
-"""so many times."""
+AGAIN_MAX = 100
+"""so many times while nothing more is written: a busy disk may hold up a write for seconds."""
 
 
 @dataclass(slots=True)
@@ -185,24 +185,35 @@ class Inspection:
         return sorted(found, key=lambda segment: segment.name)
 
     def _read(self, segment: Segment, again_max: int) -> None:
-        offset = HEADER_BYTES
-        for again in range(again_max + 1):
+        offset, again = HEADER_BYTES, 0
+        while True:
+            seen = offset
+            torn: list[Place] = []
             with SegmentReader(segment.path, segment.name) as reader:
                 segment.header_fault = reader.header_fault()
-                damage: list[Place] = []
                 for found in reader.frames(offset, whole=self._whole):
                     if isinstance(found, Damage):
-                        damage.append(found.place)
+                        torn.append(found.place)
                         continue
-                    # What is in front of a whole frame is not being written any more.
-                    segment.damage += damage
-                    damage = []
+                    if torn:
+                        # What is in front of a whole frame is written by now; when it was read it may not have been.
+                        self._read_between(segment, torn[0].offset, found.place.offset)
+                        torn = []
                     self._take(segment, reader, found)
                     offset = found.place.offset + found.place.bytes
-            if not (damage or segment.header_fault) or again == again_max:
-                segment.damage += damage
+            again = again + 1 if offset == seen else 1
+            if not (torn or segment.header_fault) or again > again_max:
+                segment.damage += torn
                 return
             self._pause(AGAIN_S)
+
+    def _read_between(self, segment: Segment, start: int, end: int) -> None:
+        with SegmentReader(segment.path, segment.name, end) as reader:
+            for found in reader.frames(start, whole=self._whole):
+                if isinstance(found, Damage):
+                    segment.damage.append(found.place)
+                else:
+                    self._take(segment, reader, found)
 
     def _take(self, segment: Segment, reader: SegmentReader, frame: Frame) -> None:
         segment.frames[frame.kind] += 1

@@ -9,14 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.delivery.inspection import Inspection
-from gateway.delivery.segments import HEADER_BYTES, Kind, SegmentName, listed
+from gateway.delivery.segments import HEADER_BYTES, Damage, Frame, Kind, SegmentName, SegmentReader, listed
 from tests.delivery.rig import Engine, Rig, answered, rig, until, until_it
 from tests.delivery.segment_files import NAME, Spec, segment
 from tests.delivery.things import things
@@ -129,15 +129,19 @@ async def test_a_running_gateway_is_not_disturbed_and_its_half_written_frames_ar
 
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_a_frame_that_is_being_written_is_looked_at_again(tmp_path: Path, goes_on: bool) -> None:
-    """Without the gateway going on, the positive control, it is damage."""
+    """Though the disk holds it up for seconds. Without the gateway going on, the positive control, it is damage."""
     specs = [Spec(Kind.DATA, b"block" * 20, number, "things", "p", 10) for number in (1, 2, 3)]
     path = placed(tmp_path, specs)
     whole = path.read_bytes()
     half = segment(specs)[1][1].offset + 80
     path.write_bytes(whole[:half] + bytes(len(whole) - half))
 
+    waited_s = 0.0
+
     def pause(seconds: float) -> None:
-        if goes_on:
+        nonlocal waited_s
+        waited_s += seconds
+        if goes_on and waited_s >= 3.0:
             path.write_bytes(whole)
 
     inspection = Inspection(tmp_path, whole=True, pause=pause)
@@ -147,6 +151,32 @@ def test_a_frame_that_is_being_written_is_looked_at_again(tmp_path: Path, goes_o
     assert bool(found.damage) != goes_on
     if goes_on:
         assert (found.frames[Kind.DATA], found.live_rows) == (3, 30)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_frame_that_is_whole_a_moment_later_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    """Several are written at once, and the next one may be whole when it is come to. The control is really damaged."""
+    specs = [Spec(Kind.DATA, b"block" * 20, number, "things", "p", 10) for number in (1, 2, 3)]
+    path = placed(tmp_path, specs)
+    as_written = path.read_bytes()
+    second = segment(specs)[1][1]
+    half = bytearray(as_written)
+    half[second.offset + 80 : second.offset + second.bytes] = bytes(second.bytes - 80)
+    path.write_bytes(half)
+
+    class Slow(SegmentReader):
+        def frames(self, offset: int = HEADER_BYTES, *, whole: bool = False) -> Iterator[Frame | Damage]:
+            for found in super().frames(offset, whole=whole):
+                yield found
+                if goes_on and isinstance(found, Damage):
+                    path.write_bytes(as_written)
+
+    monkeypatch.setattr("gateway.delivery.inspection.SegmentReader", Slow)
+    (found,) = inspected(tmp_path, whole=True).segments
+    assert [place.offset for place in found.damage] == ([] if goes_on else [second.offset])
+    assert found.live_rows == (30 if goes_on else 20)
 
 
 def test_inspecting_changes_nothing(tmp_path: Path) -> None:
