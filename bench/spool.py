@@ -180,7 +180,6 @@ async def on_spool(directory: Path, senders: int, seconds: float) -> Run:
     settings, disk = Settings(), CountingDisk()
     numbers = FrameNumbers(directory)
     spool = Spool(
-        numbers.place,
         numbers,
         segment_bytes=settings.segment_bytes,
         reserve_bytes=settings.reserve_bytes,

@@ -22,6 +22,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from gateway._native import Columns
 from gateway.delivery.audit import Audit
@@ -32,7 +33,7 @@ from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.disk import Disk
 from gateway.delivery.flusher import Flusher
 from gateway.delivery.frames import FrameNumbers
-from gateway.delivery.idempotency import Claim, Idempotency, RecordClaims
+from gateway.delivery.idempotency import Claim, Claims, Idempotency
 from gateway.delivery.progress import Progress
 from gateway.delivery.ring import Ring, RowsApart, RowsHandle, Stock
 from gateway.delivery.room import Room
@@ -79,9 +80,7 @@ class Delivery:
         keys: Idempotency | None = None,
     ) -> None:
         self._settings = settings
-        self._keys = keys or Idempotency(
-            None, slots=(frames.slot,), keys_max=settings.keys_max, keep_s=settings.keys_ms / 1000, wall=wall
-        )
+        self._keys = keys or Idempotency(None, slots=(frames.slot,), wall=wall)
         self._clock = clock
         self._metrics = metrics
         self._open_columns = open_columns
@@ -93,7 +92,6 @@ class Delivery:
         self._unkept: Counter[tuple[str, str]] = Counter()
         self._progress = Progress(frames)
         self._spool = Spool(
-            frames.place,
             frames,
             segment_bytes=settings.segment_bytes,
             reserve_bytes=settings.reserve_bytes,
@@ -102,31 +100,25 @@ class Delivery:
             wall=wall,
             disk=disk,
             keys=self._keys,
+            on_damaged=self._damaged,
         )
-        self._spool.on_damaged = self._damaged
         self._congestion = Congestion(clock)
         self._room = Room(self._spool, settings, clock=clock)
+        ring = partial(Ring, take=self._spooled, is_idle=self._congestion.is_clear)
         self._rings = [
-            Ring(shard, self._stocks, settings, frames=frames, metrics=metrics, clock=clock)
+            ring(shard, self._stocks, settings, frames=frames, metrics=metrics, clock=clock)
             for shard in range(settings.shards)
         ]
-        letters = DeadLetters(frames.place, bytes_max=settings.dead_letter_bytes_max)
+        flusher = partial(
+            Flusher,
+            spool=self._spool,
+            progress=self._progress,
+            letters=DeadLetters(frames.place, bytes_max=settings.dead_letter_bytes_max),
+            on_stored=self._stored,
+        )
         self._flushers = [
-            Flusher(
-                ring,
-                clickhouse,
-                settings,
-                frames=frames,
-                spool=self._spool,
-                progress=self._progress,
-                metrics=metrics,
-                clock=clock,
-                wall=wall,
-                random=random,
-                letters=letters,
-                on_stored=self._stored,
-            )
-            for ring in self._rings
+            flusher(each, clickhouse, settings, frames=frames, metrics=metrics, clock=clock, wall=wall, random=random)
+            for each in self._rings
         ]
         self._audit = Audit(
             clickhouse,
@@ -136,9 +128,6 @@ class Delivery:
             keep_s=settings.audit_ms / 1000,
             clock=clock,
         )
-        for ring in self._rings:
-            ring.take = self._spooled
-            ring.is_idle = self._congestion.is_clear
         for table in tables:
             self.add_table(table)
         self._show(metrics)
@@ -199,14 +188,15 @@ class Delivery:
         """The same for a large request: its rows are written and cut by another thread meanwhile."""
         return RowsApart(*self._way_in(project_id, expected_bytes, durability))
 
-    async def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
+    def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
         """Claim an idempotency key for a request to ``path``; its ``commit`` then takes the claim.
 
-        Raises KeyReused when it was used for another body; Overloaded when it is under way, or cannot be known yet.
+        Raises KeyReused when it was used for another body, UnderWay when that is being stored, or nothing can be
+        known yet.
         """
-        return await self._keys.claim(project_id, path, key, body)
+        return self._keys.claim(project_id, path, key, body)
 
-    def claim_records(self, uids: bytes, tables: int) -> RecordClaims:
+    def claim_records(self, uids: bytes, tables: int) -> Claims:
         """Claim the decoded records that have a uid, with rows for so many tables; ``commit`` takes the claims.
 
         Raises UnderWay when one of them is being stored, or nothing can be known yet.

@@ -101,7 +101,15 @@ class FrameNumbers:
         return ((gateway << SLOT_BITS | self.slot) << EPOCH_BITS | self.epoch) << SEQUENCE_BITS
 
     def _grown(self) -> tuple[int, int]:
-        """The next (identity, epoch), on disk before it is returned."""
+        """The next (identity, epoch), on disk before it is returned. One slot at a time, or each minted its own."""
+        turn = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            return self._grown_alone()
+        finally:
+            os.close(turn)
+
+    def _grown_alone(self) -> tuple[int, int]:
         identity = _read(self._directory / "gateway", r"([0-9a-f]{16})\n")
         held = self._place / "epoch"
         before = _read(held, r"([0-9a-f]{16}) ([0-9a-f]{1,5})\n")

@@ -11,7 +11,7 @@ A request claims its key before it is decoded:
                            '--> its rows are refused   -> nobody has it
                            '--> its process is killed  -> looked up in what the spool holds, by who opens it next
 
-Who finds a key claimed waits, and who finds it kept is answered as the first was, without storing anything.
+Who finds a key claimed comes again soon, and who finds it kept is answered as the first was, without storing anything.
 The rows of a request stand in one block per table. Such a part has a bit each, and a block carries the keys of
 its requests into its frame: so rows and keys are on disk both or neither, whatever is torn, and where a crash
 left one part of two, the other alone is stored again.
@@ -26,7 +26,6 @@ files of ``keyfiles.py``.
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import mmap
 import os
@@ -35,22 +34,19 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from types import TracebackType
-from typing import TypedDict
+from typing import Self, TypedDict
 
 from gateway._native import KeyCells, crc32c
 from gateway.delivery.frames import SLOT_BITS
 from gateway.delivery.segments import KEY_BYTES
 from gateway.errors import KeyReused, Overloaded
 
-PARTS_MAX = 8
 SLOTS = 1 << SLOT_BITS
-WAIT_S = 5.0
-"""For the first request of a key to be kept or refused; then the next is asked to come again."""
-POLL_S = 0.005
+KEYS_MAX, KEEP_S = 1_000_000, 86_400.0
 
 _ENTRY = struct.Struct("<16sIIBB6x")
 """digest, seconds since 1970, checksum, which part, of how many; as the cells give it back: which parts are kept."""
@@ -97,80 +93,39 @@ class _Now(TypedDict):
     keep_s: int
 
 
-class Claim:
-    """One request's right to store its rows under its key; a context manager.
+class Claims:
+    """The right to store what stands under some keys; a context manager.
 
-    ``digest`` and ``first_s`` (seconds since 1970) are the same each time the request is sent. ``is_repeated``:
-    all of its rows are kept already.
+    ``known``: an entry for each, with the parts that are kept already. Parts are a request's tables, in the order
+    in which they are opened.
     """
 
-    __slots__ = ("_checksum", "_handed_over", "_kept", "_keys", "digest", "first_s")
+    __slots__ = ("_handed_over", "_keys", "known")
 
-    def __init__(self, keys: Idempotency, found: bytes) -> None:
-        self.digest, self.first_s, self._checksum, self._kept, _ = _ENTRY.unpack(found)
-        self._handed_over = False
-        self._keys = keys
-
-    @property
-    def is_repeated(self) -> bool:
-        return bool(self._kept == _ALL_KEPT)
-
-    def repeated(self, tables: Iterable[str]) -> set[str]:
-        """Those of the request's tables of which the rows are kept already."""
-        return {table for part, table in enumerate(sorted(tables)) if self._kept >> part & 1}
-
-    def entries(self, tables: Collection[str]) -> dict[str, bytes]:
-        """For each other table, what the block with its rows carries; from now on their fate is the claim's."""
-        if len(tables) > PARTS_MAX:
-            raise ValueError(f"a request with rows for {len(tables)} tables")
-        entries = {
-            table: _ENTRY.pack(self.digest, self.first_s, self._checksum, part, len(tables))
-            for part, table in enumerate(sorted(tables))
-            if not self._kept >> part & 1
-        }
-        self._handed_over = bool(entries)
-        return entries
-
-    def __enter__(self) -> Claim:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._handed_over and not self.is_repeated:
-            self._keys.release(_ENTRY.pack(self.digest, 0, 0, 0, 0))
-
-
-class RecordClaims:
-    """The same for the records of a request that have a uid; a context manager.
-
-    ``known``: what the decoder is told, to leave out what is kept already. Parts are the tables, in the order in which
-    they were opened.
-    """
-
-    __slots__ = ("_handed_over", "_keys", "_parts", "known")
-
-    def __init__(self, keys: Idempotency, known: bytes, parts: int) -> None:
+    def __init__(self, keys: Idempotency, known: bytes) -> None:
         self.known = known
         self._handed_over = False
         self._keys = keys
-        self._parts = parts
 
     @property
     def some_are_kept(self) -> bool:
-        """Whether something of some record is kept already, or some record comes twice."""
+        """Whether something is kept already, or some key comes twice."""
         return any(self.known[_PART_AT::KEY_BYTES])
 
-    def entries(self, part: int) -> bytes:
+    def has(self, part: int) -> bool:
+        """Whether all rows of a part are kept already."""
+        return False
+
+    def entries(self, part: int, parts: int) -> bytes:
         """What the block of a part carries; from now on its fate is the claims'."""
         self._handed_over = True
-        return self._keys.missing(self.known, part, self._parts)
+        return self._keys.missing(self.known, part, parts)
 
-    def without_rows(self, part: int) -> None:
-        """The part has no rows: nothing is left to be kept of it."""
-        self._keys.kept(self.entries(part))
+    def without_rows(self, part: int, parts: int) -> None:
+        """A part has no rows, or none that are not kept already: nothing is left to be kept of it."""
+        self._keys.kept(self.entries(part, parts))
 
-    def __enter__(self) -> RecordClaims:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -180,8 +135,29 @@ class RecordClaims:
             self._keys.release(self.known)
 
 
+class Claim(Claims):
+    """That of one request under its key.
+
+    ``digest`` and ``first_s`` (seconds since 1970) are the same each time the request is sent.
+    """
+
+    __slots__ = ("_kept", "digest", "first_s")
+
+    def __init__(self, keys: Idempotency, known: bytes) -> None:
+        super().__init__(keys, known)
+        self.digest, self.first_s, _, self._kept, _ = _ENTRY.unpack(known)
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether all of its rows are kept already."""
+        return bool(self._kept == _ALL_KEPT)
+
+    def has(self, part: int) -> bool:
+        return bool(self._kept >> part & 1)
+
+
 class UnderWay(Overloaded):
-    """Another request with the same key or records is being stored, or nothing is known yet."""
+    """Another request with the same key or records is being stored, or nothing is known yet: to be tried again."""
 
 
 class Idempotency:
@@ -196,8 +172,8 @@ class Idempotency:
         shared: int | None,
         *,
         slots: Sequence[int],
-        keys_max: int,
-        keep_s: float,
+        keys_max: int = KEYS_MAX,
+        keep_s: float = KEEP_S,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._descriptor = shared_keys(keys_max, slots) if shared is None else os.dup(shared)
@@ -214,34 +190,17 @@ class Idempotency:
             _LIFE.pack_into(self._memory, _LIVES_AT + 4 * slot, self._life)
         self._who = self._life << SLOT_BITS | slot
 
-    async def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
+    def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
         """Claim a key of a project for a request to a path. 10 microseconds when nobody has it.
 
-        Raises KeyReused when it was used for another body, Overloaded when it cannot be known in time.
+        Raises KeyReused when it was used for another body, UnderWay when that request is being stored.
         """
         digest = blake2b("\0".join((project_id, path, key)).encode(), digest_size=16).digest()
-        checksum = crc32c(body)
-        entry = _ENTRY.pack(digest, 0, checksum, 0, 0)
-        waited_s = 0.0
-        while True:
-            with self._locked():
-                what, found = ("claimed", b"") if self._is_unread() else self._cells.claim(entry, **self._now())
-            if what == "ours":
-                return Claim(self, found)
-            if what == "reused":
-                raise KeyReused("this Idempotency-Key was used for another body; make a new one for each request")
-            if waited_s >= WAIT_S:
-                raise UnderWay("a request with this Idempotency-Key is under way; send the same again later")
-            await asyncio.sleep(POLL_S)
-            waited_s += POLL_S
+        return Claim(self, self._claimed(_ENTRY.pack(digest, 0, crc32c(body), 0, 0)))
 
-    def claim_records(self, uids: bytes, parts: int) -> RecordClaims:
+    def claim_records(self, uids: bytes, parts: int) -> Claims:
         """Claim records by entries of their uids, with rows for so many tables. Raises UnderWay."""
-        with self._locked():
-            what, known = ("", b"") if self._is_unread() else self._cells.claim(uids, parts=parts, **self._now())
-        if what != "ours":
-            raise UnderWay("records with the same log.record.uid are under way; send the same again later")
-        return RecordClaims(self, known, parts)
+        return Claims(self, self._claimed(uids, parts))
 
     def missing(self, known: bytes, part: int, parts: int) -> bytes:
         """The entries of a part that is not kept."""
@@ -289,6 +248,18 @@ class Idempotency:
     def is_over(self, newest_s: int) -> bool:
         """Whether keys from this moment, in seconds since 1970, are forgotten."""
         return newest_s < self._wall() - self._keep_s
+
+    def _claimed(self, entries: bytes, parts: int = 0) -> bytes:
+        """The entries with what is kept of them, all being ours now."""
+        with self._locked():
+            if self._is_unread():
+                raise UnderWay("what was stored before the start is being looked through; send the same again later")
+            what, known = self._cells.claim(entries, parts=parts, **self._now())
+        if what == "reused":
+            raise KeyReused("this Idempotency-Key was used for another body; make a new one for each request")
+        if what == "claimed":
+            raise UnderWay("the same request or record is under way; send the same again later")
+        return known
 
     def _now(self) -> _Now:
         return {"who": self._who, "now_s": int(self._wall()), "keep_s": self._keep_s}

@@ -25,7 +25,7 @@ from gateway._native import Columns
 from gateway.delivery.block import Block, Durability, Promise, Receipt, tie
 from gateway.delivery.drain import Drain
 from gateway.delivery.frames import FrameNumbers
-from gateway.delivery.idempotency import Claim, RecordClaims
+from gateway.delivery.idempotency import Claims
 from gateway.delivery.settings import Settings
 from gateway.errors import Overloaded, TooLarge
 from gateway.metrics import Metrics
@@ -150,12 +150,15 @@ class RowsHandle:
         for opened in self._opened:
             opened.columns.rollback()
 
-    def commit(self, claim: Claim | None = None, records: RecordClaims | None = None) -> Receipt:
-        """Keep what was written, but for what the claim says is kept already; ``records``: those in it with a uid.
+    async def cut(self) -> None:
+        """Nothing: the ring cuts when there is enough for a block."""
+
+    def commit(self, *claims: Claims) -> Receipt:
+        """Keep what was written, but for what the claims say is kept already.
 
         Raises Overloaded or TooLarge when it came to more than there is room for.
         """
-        receipt = self._ring.keep(self._opened, self._bytes, self._durability, claim, records)
+        receipt = self._ring.keep(self._opened, self._bytes, self._durability, claims)
         self._opened, self._bytes = [], 0
         return receipt
 
@@ -212,14 +215,14 @@ class RowsApart:
         for _, columns in self._opened.values():
             columns.rollback()
 
-    def commit(self, claim: Claim | None = None, records: RecordClaims | None = None) -> Receipt:
-        """Keep what was cut, but for what the claim says is kept already; ``records``: those in it with a uid.
+    def commit(self, *claims: Claims) -> Receipt:
+        """Keep what was cut, but for what the claims say is kept already.
 
         Raises Overloaded or TooLarge when it came to more than there is room for.
         """
-        receipt = self._ring.keep_blocks(
-            self._blocks, self._bytes, self._durability, claim, records, list(self._opened)
-        )
+        blocks = {block.table: block for block in self._blocks}
+        parts = [blocks.get(table) for table in self._opened]
+        receipt = self._ring.keep_blocks(parts, self._bytes, self._durability, claims)
         self._bytes = 0
         return receipt
 
@@ -239,14 +242,16 @@ class Ring:
         frames: FrameNumbers,
         metrics: Metrics,
         clock: Callable[[], float],
+        take: Callable[[Block], None],
+        is_idle: Callable[[], bool],
     ) -> None:
         self.shard = shard
         self.bytes_max = settings.shard_bytes_max
         self.held_bytes = 0
         self.reserved_bytes = 0
         self.rows: dict[str, int] = {}
-        self.take: Callable[[Block], None]
-        self.is_idle: Callable[[], bool] = lambda: False
+        self._take = take
+        self._is_idle = is_idle
         self._stocks = stocks
         self._settings = settings
         self._frames = frames
@@ -289,20 +294,11 @@ class Ring:
         return opened
 
     def keep(
-        self,
-        opened: list[_Open],
-        reserved: int,
-        durability: Durability,
-        claim: Claim | None = None,
-        records: RecordClaims | None = None,
+        self, opened: list[_Open], reserved: int, durability: Durability, claims: Sequence[Claims] = ()
     ) -> Receipt:
         """Keep what was written since ``open``, at its real size instead of the reserved one."""
-        parts = opened
-        repeated: list[_Open] = []
-        if claim is not None:
-            tables = {each.stock.name for each in opened if each.columns.rows > each.rows_before}
-            kept_before = claim.repeated(tables)
-            repeated = [each for each in opened if each.stock.name in kept_before]
+        parts, repeated = opened, [each for part, each in enumerate(opened) if _has(claims, part)]
+        if repeated:
             opened = [each for each in opened if each not in repeated]
         grown = 0
         for each in opened:
@@ -313,20 +309,12 @@ class Ring:
             raise self._refusal(grown, extra=grown - reserved)
         self.held_bytes += grown - reserved
         self.reserved_bytes -= reserved
-        if claim is not None:
-            self.take_back(repeated, 0)
-            entries = claim.entries(tables)
-            for each in opened:
-                each.keys += entries.get(each.stock.name, b"")
-        if records is not None:
-            for part, each in enumerate(parts):
-                if each in repeated or each.columns.rows == each.rows_before:
-                    records.without_rows(part)
-                else:
-                    each.keys += records.entries(part)
+        self.take_back(repeated, 0)
+        for part, each in enumerate(parts if claims else ()):
+            has_rows = each not in repeated and each.columns.rows > each.rows_before
+            each.keys += _entries(claims, part, len(parts), has_rows=has_rows)
         promises = [each.promise for each in opened if each.columns.rows > each.rows_before]
-        left_out = bool(repeated) or (records is not None and records.some_are_kept)
-        receipt = self._receipt(promises, durability, repeated=left_out)
+        receipt = self._receipt(promises, durability, claims)
         for each in opened:
             each.durability = max(each.durability, durability)
             self._count(each)
@@ -347,46 +335,27 @@ class Ring:
         return Block(stock.name, project_id, frame, rows, data, since, durability=durability)
 
     def keep_blocks(
-        self,
-        blocks: Sequence[Block],
-        reserved: int,
-        durability: Durability,
-        claim: Claim | None = None,
-        records: RecordClaims | None = None,
-        parts: Sequence[str] = (),
+        self, parts: Sequence[Block | None], reserved: int, durability: Durability, claims: Sequence[Claims] = ()
     ) -> Receipt:
-        """Keep blocks that were cut apart, one per table, at their real size instead of the reserved one.
+        """Keep blocks that were cut apart, at their real size instead of the reserved one.
 
-        ``parts``: the tables as they were opened.
+        ``parts``: one for each table that was opened, None without rows.
         """
-        tables = [block.table for block in blocks]
-        repeated: set[str] = set()
-        if claim is not None:
-            repeated = claim.repeated(tables)
-            blocks = [block for block in blocks if block.table not in repeated]
+        blocks = [block for part, block in enumerate(parts) if block is not None and not _has(claims, part)]
         grown = sum(block.held_bytes for block in blocks)
         if self.held_bytes - reserved + grown > self.bytes_max:
             raise self._refusal(grown, extra=grown - reserved)
-        self.held_bytes += grown - reserved
+        for part, block in enumerate(parts if claims else ()):
+            entries = _entries(claims, part, len(parts), has_rows=block in blocks)
+            if block is not None:
+                block.keys = entries
+        self.held_bytes += sum(block.held_bytes for block in blocks) - reserved
         self.reserved_bytes -= reserved
-        if claim is not None:
-            entries = claim.entries(tables)
-            for block in blocks:
-                block.keys = entries[block.table]
-        if records is not None:
-            there = {block.table: block for block in blocks}
-            for part, table in enumerate(parts):
-                if table in there:
-                    there[table].keys += records.entries(part)
-                else:
-                    records.without_rows(part)
-        self.held_bytes += sum(len(block.keys) for block in blocks)
-        left_out = bool(repeated) or (records is not None and records.some_are_kept)
-        receipt = self._receipt([block.promise for block in blocks], durability, repeated=left_out)
+        receipt = self._receipt([block.promise for block in blocks], durability, claims)
         for block in blocks:
             self.rows[block.table] = self.rows.get(block.table, 0) + block.rows
             self._metrics.rows_accepted.add(block.rows, block.table)
-            self.take(block)
+            self._take(block)
         return receipt
 
     def take_back(self, opened: list[_Open], reserved: int) -> None:
@@ -442,12 +411,13 @@ class Ring:
         """The clock when the oldest open row came."""
         return min((opened.since for opened in self._open.values()), default=None)
 
-    def _receipt(self, promises: Sequence[Promise], durability: Durability, *, repeated: bool) -> Receipt:
-        """``repeated``: an earlier request had some of it kept, and nobody here knows whether that is stored."""
+    def _receipt(self, promises: Sequence[Promise], durability: Durability, claims: Sequence[Claims]) -> Receipt:
         if len(promises) > 1:
             tie(promises)
-        known = min(durability, Durability.DISK) if repeated else durability
-        return Receipt(promises, known, stored_s_max=self._settings.stored_ms_max / 1000)
+        if any(claim.some_are_kept for claim in claims):
+            # An earlier request had some of it kept, and nobody here knows whether that is stored.
+            durability = min(durability, Durability.DISK)
+        return Receipt(promises, durability, stored_s_max=self._settings.stored_ms_max / 1000)
 
     def _count(self, opened: _Open) -> None:
         table = opened.stock.name
@@ -483,7 +453,7 @@ class Ring:
         )
         self.held_bytes += block.held_bytes - opened.held_bytes
         self._put_away(opened, grown_to_bytes)
-        self.take(block)
+        self._take(block)
 
     def _put_away(self, opened: _Open, grown_to_bytes: int) -> None:
         del self._open[opened.key]
@@ -498,7 +468,7 @@ class Ring:
 
     def _start_timer(self) -> None:
         loop = asyncio.get_running_loop()
-        if self.is_idle():
+        if self._is_idle():
             self._timer = loop.call_soon(self._expire)
         else:
             self._timer = loop.call_later(self._settings.block_age_ms / 1000, self._expire)
@@ -533,3 +503,17 @@ class Ring:
             log=f"shard {self.shard}: {self.held_bytes} of {self.bytes_max} bytes held, {wanted} more wanted",
             retry_after_s=self._drain.seconds(missing),
         )
+
+
+def _has(claims: Sequence[Claims], part: int) -> bool:
+    """Whether a part of a request is kept already."""
+    return any(claim.has(part) for claim in claims)
+
+
+def _entries(claims: Sequence[Claims], part: int, parts: int, *, has_rows: bool) -> bytes:
+    """What the block of a part carries of the claims; nothing where it has no rows to keep."""
+    if has_rows:
+        return b"".join(claim.entries(part, parts) for claim in claims)
+    for claim in claims:
+        claim.without_rows(part, parts)
+    return b""

@@ -52,10 +52,6 @@ class Settings:
     """Of disk; the spool takes nothing more when less than this is free."""
     audit_ms: float = 120_000.0
     """Stored rows stay in the spool this long: ClickHouse may lose what it has just acknowledged."""
-    keys_max: int = 1_000_000
-    """Idempotency keys that are remembered, the newest; 48 bytes of memory each once they are there."""
-    keys_ms: float = 86_400_000.0
-    """So long they are."""
     dead_letter_bytes_max: int = 256 << 20
     """Of disk, for rows that the server will never take; when it is spent they wait in the spool."""
     refused_rows_max: int = 1_000

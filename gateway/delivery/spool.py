@@ -37,7 +37,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.compaction import Compaction
@@ -82,14 +81,14 @@ class Backlog:
 class Spool:
     """The spool of one slot. Belongs to one event loop; ``recover`` and ``load`` read in threads of their own.
 
-    ``numbers`` says which slot, and must stay open as long as this is. ``keys``: where to look for the idempotency
+    ``numbers`` says which slot, and must stay open as long as this is. ``on_damaged`` is told of blocks that the
+    disk has lost. ``keys``: where to look for the idempotency
     keys of what it holds, and to make them known after a start. ``clock`` gives seconds that
     never go back, ``wall`` seconds since 1970.
     """
 
     def __init__(
         self,
-        directory: Path,
         numbers: FrameNumbers,
         *,
         segment_bytes: int,
@@ -99,9 +98,10 @@ class Spool:
         wall: Callable[[], float] = time.time,
         disk: Disk | None = None,
         keys: Idempotency | None = None,
+        on_damaged: Callable[[Block], None] = lambda block: None,
     ) -> None:
-        self.directory = directory
-        self.on_damaged: Callable[[Block], None] = lambda block: None
+        directory = self.directory = numbers.place
+        self._on_damaged = on_damaged
         self.recovered = asyncio.Event()
         self.ledger = Ledger()
         self._oldest: float | None = None
@@ -475,7 +475,7 @@ class Spool:
     def _give_up(self, block: Block) -> None:
         """The disk has lost this block."""
         self.skip(block.table, [block])
-        self.on_damaged(block)
+        self._on_damaged(block)
 
     async def _load_members(self, members: Iterable[Member]) -> list[tuple[Block, bool]]:
         """(block, whether it is damaged) of those that are there. Raises OSError."""

@@ -8,15 +8,15 @@ draft's quotes are taken as part of the key, and may be left away. A reply that 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from hashlib import shake_256
 
 from gateway.dialects.dialect import Request
 from gateway.errors import Invalid
 
-WAIT_S, POLL_S = 5.0, 0.005
-"""For a record that another request is storing."""
+WAIT_S, PAUSE_FIRST_S, PAUSE_MAX_S = 5.0, 0.005, 0.25
+"""For a request or record that another one is storing; then the sender is asked to come again."""
 REPLAYED = ("Idempotent-Replayed", "true")
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
@@ -41,3 +41,12 @@ def with_ids(request: Request, digest: bytes, first_s: int) -> Request:
         return shake_256(digest + minted.to_bytes(4, "big")).digest(length)
 
     return replace(request, mint=mint, minted_ns=first_s * 1_000_000_000)
+
+
+def pauses_s() -> Iterator[float]:
+    """How long to wait before each new try: it may cost a decoding, so ever longer."""
+    waited_s, pause_s = 0.0, PAUSE_FIRST_S
+    while waited_s < WAIT_S:
+        yield pause_s
+        waited_s += pause_s
+        pause_s = min(2 * pause_s, PAUSE_MAX_S)

@@ -12,12 +12,13 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from gateway.config import Limits
-from gateway.delivery.idempotency import Claim, RecordClaims, UnderWay
+from gateway.delivery.idempotency import Claim, Claims, UnderWay
 from gateway.dialects import NEVER_RETRYING
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows
 from gateway.dialects.ulid import ulid
@@ -111,15 +112,13 @@ class OpenRows(Rows, Protocol):
         """Take back what was written, for it to be written once more."""
         ...
 
-    def commit(self, claim: Claim | None = None, records: RecordClaims | None = None) -> Receipt:
-        """``claim``: what of them is kept already is taken back. ``records``: those in it that have a uid."""
+    async def cut(self) -> None:
+        """What there is to do between writing and ``commit``."""
         ...
 
-
-class RowsApart(OpenRows, Protocol):
-    """The rows of one large request: written by another thread, then ``cut``, then committed."""
-
-    async def cut(self) -> None: ...
+    def commit(self, *claims: Claims) -> Receipt:
+        """What the claims say is kept already is taken back."""
+        ...
 
 
 class Delivery(Protocol):
@@ -133,15 +132,15 @@ class Delivery(Protocol):
         """Raises Overloaded when ``expected_bytes`` do not fit."""
         ...
 
-    def rows_apart(self, project_id: str, expected_bytes: int, durability: str) -> AbstractContextManager[RowsApart]:
+    def rows_apart(self, project_id: str, expected_bytes: int, durability: str) -> AbstractContextManager[OpenRows]:
         """The same for a large request."""
         ...
 
-    async def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
-        """Raises KeyReused when the key was used for another body, Overloaded when it cannot be known in time."""
+    def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
+        """Raises KeyReused when the key was used for another body, UnderWay when that is being stored."""
         ...
 
-    def claim_records(self, uids: bytes, tables: int) -> RecordClaims:
+    def claim_records(self, uids: bytes, tables: int) -> Claims:
         """Raises UnderWay when one of them is being stored."""
         ...
 
@@ -171,6 +170,21 @@ class _Learnt:
     tenant: Tenant | None = None
     notices: list[tuple[str, str]] = field(default_factory=list)
     refused: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A request whose rows are appended. ``request`` has the ids of its idempotency key."""
+
+    request: Request
+    outcome: Outcome
+    receipt: Receipt
+    is_repeated: bool = False
+
+    @property
+    def repeated(self) -> int:
+        """Records that were there already."""
+        return self.outcome.rows if self.is_repeated else self.outcome.repeated
 
 
 async def ingest(
@@ -235,35 +249,21 @@ async def _story(
             tenant = _authorize(house.gate, dialect.body_key(content) or key, origin, ticket, learnt)
 
         # Decode and append, or leave nothing behind; nothing is appended twice under one idempotency key.
-        with await _claim(house, request, content, tenant) as claim:
-            if claim is not None:
-                request = idempotency.with_ids(request, claim.digest, claim.first_s)
-            outcome, receipt = await _append(house, dialect, request, content, tenant, claim)
-        is_repeated = claim is not None and claim.is_repeated
+        taken = await _append(house, dialect, request, content, tenant)
 
         # The rows hold all the body said: let it go before waiting.
         del sent, content
         ticket.release()
 
         # Acknowledge.
-        await receipt.wait()
-        _count(house.metrics, dialect.name, outcome, is_repeated=is_repeated)
-        if outcome.rows:
-            learnt.notices.append(("X-Durability", receipt.durability))
-        if is_repeated:
+        await taken.receipt.wait()
+        _count(house.metrics, dialect.name, taken)
+        if taken.outcome.rows:
+            learnt.notices.append(("X-Durability", taken.receipt.durability))
+        if taken.is_repeated:
             learnt.notices.append(idempotency.REPLAYED)
-        learnt.notices += house.gate.count(tenant.project_id, 0 if is_repeated else outcome.rows - outcome.repeated)
-    return dialect.accepted(request, outcome)
-
-
-async def _claim(
-    house: Ingest, request: Request, content: bytes, tenant: Tenant
-) -> AbstractContextManager[Claim | None]:
-    """The claim of a request that has an idempotency key."""
-    key = idempotency.sent_key(request.headers)
-    if key is None:
-        return nullcontext()
-    return await house.delivery.claim(tenant.project_id, request.path, key, content)
+        learnt.notices += house.gate.count(tenant.project_id, taken.outcome.rows - taken.repeated)
+    return dialect.accepted(taken.request, taken.outcome)
 
 
 def _authorize(gate: Gate, key: str | None, origin: str | None, ticket: Ticket, learnt: _Learnt) -> Tenant:
@@ -280,68 +280,55 @@ def _check_room(house: Ingest, dialect: Dialect, tenant: Tenant, incoming: Incom
     house.delivery.check(tenant.project_id, declared_bytes, retries=dialect.name not in NEVER_RETRYING)
 
 
-async def _append(
-    house: Ingest, dialect: Dialect, request: Request, content: bytes, tenant: Tenant, claim: Claim | None
-) -> tuple[Outcome, Receipt]:
-    """Decode a body into open columns; a large one in a thread into its own, for others not to wait meanwhile.
-
-    Where a record in it is being stored for another request, that is waited for.
-    """
+async def _append(house: Ingest, dialect: Dialect, request: Request, content: bytes, tenant: Tenant) -> _Taken:
+    """Decode a body into rows and commit them. While the same is being stored for another request, wait for that."""
+    key = idempotency.sent_key(request.headers)
     context = _context(house, tenant, request, len(content))
-    append = _append_here if len(content) <= house.limits.inline_bytes_max else _append_apart
-    gives_up_s = house.monotonic_s() + idempotency.WAIT_S
+    pauses_s = idempotency.pauses_s()
     while True:
         try:
-            return await append(house, dialect.decode, request, content, tenant, context, claim)
+            if key is None:
+                return _Taken(request, *await _write(house, dialect, request, content, tenant, context))
+            with house.delivery.claim(tenant.project_id, request.path, key, content) as claim:
+                named = idempotency.with_ids(request, claim.digest, claim.first_s)
+                written = await _write(house, dialect, named, content, tenant, context, claim)
+                return _Taken(named, *written, is_repeated=claim.is_repeated)
         except UnderWay:
-            if house.monotonic_s() >= gives_up_s:
+            pause_s = next(pauses_s, None)
+            if pause_s is None:
                 raise
-            await asyncio.sleep(idempotency.POLL_S)
+        await asyncio.sleep(pause_s)
 
 
-async def _append_here(
-    house: Ingest,
-    decode: Decode,
-    request: Request,
-    content: bytes,
-    tenant: Tenant,
-    context: Context,
-    claim: Claim | None,
+async def _write(
+    house: Ingest, dialect: Dialect, request: Request, content: bytes, tenant: Tenant, context: Context, *claims: Claim
 ) -> tuple[Outcome, Receipt]:
-    """Without awaiting anything: the columns are shared with the project's other requests."""
-    with house.delivery.rows(tenant.project_id, len(content), tenant.durability) as rows:
-        outcome = decode(request, content, context, rows)
+    """A large body is decoded by a thread into columns of its own, for others not to wait meanwhile.
+
+    Of a small one nothing is awaited before the commit: its columns are shared with the project's other requests.
+    """
+    is_large = len(content) > house.limits.inline_bytes_max
+    open_rows = house.delivery.rows_apart if is_large else house.delivery.rows
+    decode = partial(_in_a_thread if is_large else _here, dialect.decode, request, content)
+    with open_rows(tenant.project_id, len(content), tenant.durability) as rows:
+        outcome = await decode(context, rows)
         if not outcome.uids:
-            return outcome, rows.commit(claim)
+            await rows.cut()
+            return outcome, rows.commit(*claims)
         with house.delivery.claim_records(outcome.uids, rows.tables) as records:
             if records.some_are_kept:
                 rows.rollback()
-                outcome = decode(request, content, replace(context, known=records.known), rows)
-            return outcome, rows.commit(claim, records)
+                outcome = await decode(replace(context, known=records.known), rows)
+            await rows.cut()
+            return outcome, rows.commit(*claims, records)
 
 
-async def _append_apart(
-    house: Ingest,
-    decode: Decode,
-    request: Request,
-    content: bytes,
-    tenant: Tenant,
-    context: Context,
-    claim: Claim | None,
-) -> tuple[Outcome, Receipt]:
-    """The same with columns of the request's own, while others are served."""
-    with house.delivery.rows_apart(tenant.project_id, len(content), tenant.durability) as rows:
-        outcome = await asyncio.to_thread(decode, request, content, context, rows)
-        if not outcome.uids:
-            await rows.cut()
-            return outcome, rows.commit(claim)
-        with house.delivery.claim_records(outcome.uids, rows.tables) as records:
-            if records.some_are_kept:
-                rows.rollback()
-                context = replace(context, known=records.known)
-                outcome = await asyncio.to_thread(decode, request, content, context, rows)
-            await rows.cut()
-            return outcome, rows.commit(claim, records)
+async def _here(decode: Decode, request: Request, content: bytes, context: Context, rows: Rows) -> Outcome:
+    return decode(request, content, context, rows)
+
+
+async def _in_a_thread(decode: Decode, request: Request, content: bytes, context: Context, rows: Rows) -> Outcome:
+    return await asyncio.to_thread(decode, request, content, context, rows)
 
 
 def _request(house: Ingest, route: Route, method: str, path: str, headers: Mapping[str, str]) -> Request:
@@ -377,14 +364,14 @@ def _context(house: Ingest, tenant: Tenant, request: Request, body_bytes: int) -
     )
 
 
-def _count(metrics: Metrics, dialect: str, outcome: Outcome, *, is_repeated: bool) -> None:
+def _count(metrics: Metrics, dialect: str, taken: _Taken) -> None:
+    outcome, repeated = taken.outcome, taken.repeated
     metrics.records_received.add(outcome.rows + outcome.rejections, dialect)
-    repeated = outcome.rows if is_repeated else outcome.repeated
-    if is_repeated:
-        metrics.requests_repeated.add(1, dialect)
+    metrics.records_accepted.add(outcome.rows - repeated, dialect)
     if repeated:
         metrics.records_repeated.add(repeated, dialect)
-    metrics.records_accepted.add(outcome.rows - repeated, dialect)
+    if taken.is_repeated:
+        metrics.requests_repeated.add(1, dialect)
     for reason, records in outcome.rejected.items():
         metrics.records_rejected.add(records, dialect, reason)
     metrics.attributes_cut.add(outcome.attributes_cut, dialect)

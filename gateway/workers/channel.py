@@ -2,8 +2,8 @@
 
 A message is four bytes of length, big-endian, and MessagePack of one of the types below. The first
 one a worker gets are its orders, after the descriptors that go with them (``shells.py``). Settings and
-their secrets go this way, so that neither the process
-list nor the environment shows them. The end of the stream says that the other side is gone.
+their secrets go this way, so that neither the process list nor the environment shows them. The end of the
+stream says that the other side is gone.
 """
 
 from __future__ import annotations

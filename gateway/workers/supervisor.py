@@ -1,7 +1,7 @@
 """The process that stays: it has the data directory, the engines, the ports and the workers.
 
 It serves nobody but operators. Senders' connections go to the workers: it binds a socket for each place
-and address, a worker inherits its own and listens on it. The supervisor keeps them all open, so while a
+and address, a worker is given its own and listens on it. The supervisor keeps them all open, so while a
 worker is replaced, connections wait in its sockets' queues instead of being refused or reset. Why it
 is done so: docs/decisions/0005-workers.md.
 

@@ -7,8 +7,6 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,8 +16,10 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "shim.h"
+
 enum { PWRITEV = 1, WRITE, FDATASYNC, FSYNC, OPENAT, FALLOCATE, FTRUNCATE, RENAME, UNLINK, PREAD, READ };
-enum { DESCRIPTORS = 65536, FORGOTTEN = 1024, PIECES = 1024 };
+enum { FORGOTTEN = 1024 };
 enum { NOTHING = -1, SHORT = 0 };
 
 /* As in errnos.py. */
@@ -28,7 +28,6 @@ struct control {
 };
 
 static struct control *control;
-static unsigned char ours[DESCRIPTORS];
 static struct { dev_t device; ino_t file; } forgotten[FORGOTTEN];
 static atomic_int forgotten_count;
 
@@ -48,12 +47,8 @@ __attribute__((constructor)) static void begin(void) {
 }
 
 static int is_below(const char *path) {
-  const char *top = getenv("ERRNOS_DIR");
-  size_t length = top ? strlen(top) : 0;
-  return control && length && path && !strncmp(path, top, length) && path[length] == '/';
+  return control && is_under("ERRNOS_DIR", path);
 }
-
-static int is_ours(int fd) { return fd >= 0 && fd < DESCRIPTORS && ours[fd]; }
 
 /* What this call, one of ours, is to end in: NOTHING, SHORT, or an errno. */
 static int fault(int call) {
@@ -124,20 +119,6 @@ static int opened(int dir, const char *path, int flags, mode_t mode) {
   }
   return fd;
 }
-
-#define WITH_MODE(last) \
-  mode_t mode = 0; \
-  if (flags & (O_CREAT | O_TMPFILE)) { \
-    va_list rest; \
-    va_start(rest, last); \
-    mode = va_arg(rest, mode_t); \
-    va_end(rest); \
-  }
-
-int open(const char *path, int flags, ...) { WITH_MODE(flags) return opened(AT_FDCWD, path, flags, mode); }
-int open64(const char *path, int flags, ...) { WITH_MODE(flags) return opened(AT_FDCWD, path, flags, mode); }
-int openat(int dir, const char *path, int flags, ...) { WITH_MODE(flags) return opened(dir, path, flags, mode); }
-int openat64(int dir, const char *path, int flags, ...) { WITH_MODE(flags) return opened(dir, path, flags, mode); }
 
 int close(int fd) {
   if (fd >= 0 && fd < DESCRIPTORS) ours[fd] = 0;

@@ -7,9 +7,7 @@
 
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,8 +19,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "shim.h"
+
 enum { OPEN = 1, WRITE, TRUNCATE, ALLOCATE, SYNC, RENAME, UNLINK, MKDIR, CLOSE };
-enum { DESCRIPTORS = 65536, PIECES = 1024 };
 
 struct record {
   uint64_t time;
@@ -33,7 +32,7 @@ struct record {
   uint32_t path_bytes, data_bytes;
 } __attribute__((packed));
 
-static unsigned char ours[DESCRIPTORS], appending[DESCRIPTORS];
+static unsigned char appending[DESCRIPTORS];
 
 static uint64_t now(void) {
   struct timespec at;
@@ -42,12 +41,8 @@ static uint64_t now(void) {
 }
 
 static int is_below(const char *path) {
-  const char *top = getenv("POWER_DIR");
-  size_t length = top ? strlen(top) : 0;
-  return length && path && !strncmp(path, top, length) && (path[length] == '/' || !path[length]);
+  return is_under("POWER_DIR", path);
 }
-
-static int is_ours(int fd) { return fd >= 0 && fd < DESCRIPTORS && ours[fd]; }
 
 static int log_descriptor(void) {
   static int fd = -1;
@@ -91,20 +86,6 @@ static int opened(int dir, const char *path, int flags, mode_t mode) {
   }
   return fd;
 }
-
-#define WITH_MODE(last) \
-  mode_t mode = 0; \
-  if (flags & (O_CREAT | O_TMPFILE)) { \
-    va_list rest; \
-    va_start(rest, last); \
-    mode = va_arg(rest, mode_t); \
-    va_end(rest); \
-  }
-
-int open(const char *path, int flags, ...) { WITH_MODE(flags) return opened(AT_FDCWD, path, flags, mode); }
-int open64(const char *path, int flags, ...) { WITH_MODE(flags) return opened(AT_FDCWD, path, flags, mode); }
-int openat(int dir, const char *path, int flags, ...) { WITH_MODE(flags) return opened(dir, path, flags, mode); }
-int openat64(int dir, const char *path, int flags, ...) { WITH_MODE(flags) return opened(dir, path, flags, mode); }
 
 static uint64_t position(int fd) {
   struct stat there;

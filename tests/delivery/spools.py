@@ -20,7 +20,7 @@ def killed(alive: Path, to: Path) -> Path:
 def opened(directory: Path, disk: Disk | None = None) -> tuple[FrameNumbers, Spool]:
     """A spool alone."""
     numbers = FrameNumbers(directory)
-    spool = Spool(numbers.place, numbers, segment_bytes=1 << 20, reserve_bytes=1 << 16, audit_s=100.0, disk=disk)
+    spool = Spool(numbers, segment_bytes=1 << 20, reserve_bytes=1 << 16, audit_s=100.0, disk=disk)
     return numbers, spool
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,19 @@ def test_without_a_place_to_write_nothing_is_given(tmp_path: Path, monkeypatch: 
         FrameNumbers(tmp_path)
     monkeypatch.undo()
     opened(tmp_path)
+
+
+def test_slots_that_open_at_once_have_one_identity(tmp_path: Path) -> None:
+    """Workers of a first start: each would mint its own, and what one knows would be another's."""
+    slots = 8
+    together = threading.Barrier(slots)
+
+    def opened(slot: int) -> str:
+        together.wait(10)
+        numbers = FrameNumbers(tmp_path, slot=slot)
+        numbers.close()
+        return numbers.gateway
+
+    with ThreadPoolExecutor(slots) as pool:
+        identities = set(pool.map(opened, range(slots)))
+    assert identities == {(tmp_path / "gateway").read_text().strip()}

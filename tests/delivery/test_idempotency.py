@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway.delivery import idempotency
 from gateway.delivery.adoption import adopt
 from gateway.delivery.disk import Disk
 from gateway.delivery.frames import FrameNumbers
-from gateway.delivery.idempotency import Claim, Idempotency, mark_read, shared_keys
+from gateway.delivery.idempotency import Claim, Idempotency, UnderWay, mark_read, shared_keys
 from gateway.delivery.keyfiles import FILES_MAX, KeyFiles, found_files
-from gateway.delivery.segments import KEY_BYTES, VOID, Frame, SegmentReader, found_segments
+from gateway.delivery.segments import KEY_BYTES, VOID, Frame, Kind, SegmentReader, found_segments
 from gateway.errors import KeyReused, Overloaded
 from tests.delivery.conftest import OpenRig
 from tests.delivery.disks import Recording, failing
@@ -46,11 +45,6 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotency, "WAIT_S", 0.02)
-
-
 def opened(
     clock: Clock, shared: int | None = None, *, slots: Sequence[int] = (0,), keys_max: int = 1_000
 ) -> Idempotency:
@@ -64,139 +58,140 @@ def keys(clock: Clock) -> Idempotency:
     return keys
 
 
-async def claimed(keys: Idempotency, key: str = "a", body: bytes = b"body", project: str = "p") -> Claim:
-    return await keys.claim(project, "/v1/logs", key, body)
+def claimed(keys: Idempotency, key: str = "a", body: bytes = b"body", project: str = "p") -> Claim:
+    return keys.claim(project, "/v1/logs", key, body)
 
 
-def entry(claim: Claim, *tables: str) -> bytes:
-    """What the block of a request with rows for these tables carries, all in one."""
-    return b"".join(claim.entries(tables or ("logs",)).values())
+def entry(claim: Claim) -> bytes:
+    """What the block of a request with rows for one table carries."""
+    return claim.entries(0, 1)
 
 
 # The keys alone ------------------------------------------------------------------------------------
 
 
-async def test_a_kept_key_is_repeated_and_a_refused_one_is_free(keys: Idempotency) -> None:
-    with await claimed(keys) as first:
+def test_a_kept_key_is_repeated_and_a_refused_one_is_free(keys: Idempotency) -> None:
+    with claimed(keys) as first:
         keys.kept(entry(first))
     assert not first.is_repeated
-    with await claimed(keys) as again:
+    with claimed(keys) as again:
         assert again.is_repeated
         assert (again.digest, again.first_s) == (first.digest, first.first_s)
-    with await claimed(keys, "b") as refused:
+    with claimed(keys, "b") as refused:
         keys.refused(entry(refused))
-    with await claimed(keys, "b") as free:
+    with claimed(keys, "b") as free:
         assert not free.is_repeated
 
 
-async def test_a_claim_that_stored_nothing_is_given_back(keys: Idempotency) -> None:
+def test_a_claim_that_stored_nothing_is_given_back(keys: Idempotency) -> None:
     for _ in range(3):
-        with pytest.raises(RuntimeError), await claimed(keys):
+        with pytest.raises(RuntimeError), claimed(keys):
             raise RuntimeError("not decoded")
-    with await claimed(keys) as claim:
+    with claimed(keys) as claim:
         assert not claim.is_repeated
 
 
-async def test_who_finds_a_key_claimed_waits_for_what_becomes_of_it(
-    keys: Idempotency, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with await claimed(keys) as first:
+def test_who_finds_a_key_claimed_is_told_to_try_again(keys: Idempotency) -> None:
+    with claimed(keys) as first:
         entries = entry(first)
-    with pytest.raises(Overloaded, match="under way"):
-        await claimed(keys)
-    monkeypatch.setattr(idempotency, "WAIT_S", 60.0)
-    waiting = asyncio.create_task(claimed(keys))
-    await asyncio.sleep(0)
-    assert not waiting.done()
+    with pytest.raises(UnderWay, match="under way"):
+        claimed(keys)
     keys.kept(entries)
-    assert (await waiting).is_repeated
+    assert claimed(keys).is_repeated
 
 
-async def test_a_key_is_of_one_project_path_and_body(keys: Idempotency) -> None:
-    with await claimed(keys) as first:
+def test_a_key_is_of_one_project_path_and_body(keys: Idempotency) -> None:
+    with claimed(keys) as first:
         keys.kept(entry(first))
     with pytest.raises(KeyReused, match="another body"):
-        await claimed(keys, body=b"another")
-    with await claimed(keys, project="q", body=b"another") as other:
+        claimed(keys, body=b"another")
+    with claimed(keys, project="q", body=b"another") as other:
         assert not other.is_repeated
-    with await keys.claim("p", "/other", "a", b"another") as elsewhere:
+    with keys.claim("p", "/other", "a", b"another") as elsewhere:
         assert not elsewhere.is_repeated
 
 
-async def test_of_two_tables_only_what_is_missing_is_stored_again(keys: Idempotency) -> None:
-    with await claimed(keys) as first:
-        entries = first.entries(["logs", "events"])
-    keys.refused(entries["logs"])
-    with pytest.raises(Overloaded):
-        await claimed(keys)  # of the other nobody knows yet
-    keys.kept(entries["events"])
-    with await claimed(keys) as again:
+def test_of_two_tables_only_what_is_missing_is_stored_again(keys: Idempotency) -> None:
+    with claimed(keys) as first:
+        events, logs = (first.entries(part, 2) for part in range(2))
+    keys.refused(logs)
+    with pytest.raises(UnderWay):
+        claimed(keys)  # of the other nobody knows yet
+    keys.kept(events)
+    with claimed(keys) as again:
         assert not again.is_repeated
-        assert again.repeated(["logs", "events"]) == {"events"}
-        assert set(again.entries(["logs", "events"])) == {"logs"}
+        assert [again.has(part) for part in range(2)] == [True, False]
+        assert [bool(again.entries(part, 2)) for part in range(2)] == [False, True]
 
 
-async def test_a_key_is_forgotten_when_its_time_is_over(keys: Idempotency, clock: Clock) -> None:
-    with await claimed(keys) as first:
+def test_a_table_without_rows_is_not_waited_for(keys: Idempotency) -> None:
+    with claimed(keys) as first:
+        first.without_rows(1, 2)
+        keys.kept(first.entries(0, 2))
+    assert claimed(keys).is_repeated
+
+
+def test_a_key_is_forgotten_when_its_time_is_over(keys: Idempotency, clock: Clock) -> None:
+    with claimed(keys) as first:
         keys.kept(entry(first))
     clock.now += 3_599
-    assert (await claimed(keys)).is_repeated
+    assert (claimed(keys)).is_repeated
     clock.now += 2
-    with await claimed(keys, body=b"another") as again:
+    with claimed(keys, body=b"another") as again:
         assert not again.is_repeated
 
 
-async def test_when_there_is_no_room_the_oldest_kept_keys_go_and_no_claimed_one(clock: Clock) -> None:
+def test_when_there_is_no_room_the_oldest_kept_keys_go_and_no_claimed_one(clock: Clock) -> None:
     keys = opened(clock, keys_max=1)  # one bucket
     keys.all_found()
     entries = []
     for number in range(16):
         clock.now += 1
-        entries.append(entry(await claimed(keys, str(number))))
-    with pytest.raises(Overloaded):
-        await claimed(keys, "one more")
+        entries.append(entry(claimed(keys, str(number))))
+    with pytest.raises(UnderWay):
+        claimed(keys, "one more")
     for each in entries[1:]:
         keys.kept(each)
-    await claimed(keys, "one more")
+    claimed(keys, "one more")
     assert keys.displaced == 1
-    with pytest.raises(Overloaded):
-        await claimed(keys, "0")  # is under way still
-    assert (await claimed(keys, "2")).is_repeated
-    assert not (await claimed(keys, "1")).is_repeated, "it was the oldest"
+    with pytest.raises(UnderWay):
+        claimed(keys, "0")  # is under way still
+    assert (claimed(keys, "2")).is_repeated
+    assert not (claimed(keys, "1")).is_repeated, "it was the oldest"
 
 
-async def test_nothing_is_known_before_every_spool_is_read(clock: Clock) -> None:
+def test_nothing_is_known_before_every_spool_is_read(clock: Clock) -> None:
     shared = shared_keys(1_000, [0, 1, 5])
     first, second = opened(clock, shared, slots=(0,)), opened(clock, shared, slots=(1,))
     first.all_found()
-    with pytest.raises(Overloaded):
-        await claimed(first)
+    with pytest.raises(UnderWay):
+        claimed(first)
     second.all_found()
-    with pytest.raises(Overloaded):
-        await claimed(first)
+    with pytest.raises(UnderWay):
+        claimed(first)
     mark_read(shared, 5)
-    await claimed(first)
+    claimed(first)
 
 
-async def test_what_a_killed_worker_had_claimed_is_decided_by_its_spool(clock: Clock) -> None:
+def test_what_a_killed_worker_had_claimed_is_decided_by_its_spool(clock: Clock) -> None:
     shared = shared_keys(1_000, [])
     killed, other = opened(clock, shared, slots=(3,)), opened(clock, shared, slots=(4,))
-    on_disk = entry(await claimed(killed, "on disk"))
-    await claimed(killed, "lost")
-    with pytest.raises(Overloaded):
-        await claimed(other, "lost")
+    on_disk = entry(claimed(killed, "on disk"))
+    claimed(killed, "lost")
+    with pytest.raises(UnderWay):
+        claimed(other, "lost")
     after = opened(clock, shared, slots=(3,))
-    with pytest.raises(Overloaded):
-        await claimed(other, "lost")
-    mine = await claimed(after, "mine")
+    with pytest.raises(UnderWay):
+        claimed(other, "lost")
+    mine = claimed(after, "mine")
     after.found(on_disk)
     after.all_found()
-    assert (await claimed(other, "on disk")).is_repeated
-    assert not (await claimed(other, "lost")).is_repeated
-    with pytest.raises(Overloaded):
-        await claimed(other, "mine")
+    assert (claimed(other, "on disk")).is_repeated
+    assert not (claimed(other, "lost")).is_repeated
+    with pytest.raises(UnderWay):
+        claimed(other, "mine")
     after.kept(entry(mine))
-    assert (await claimed(other, "mine")).is_repeated
+    assert (claimed(other, "mine")).is_repeated
 
 
 _RACER = """
@@ -253,10 +248,15 @@ def test_without_the_lock_several_have_it() -> None:
 # Through the delivery ------------------------------------------------------------------------------
 
 
+async def claim_of(rig: Rig, key: str, numbers: Sequence[int]) -> Claim:
+    """The claim of a request, once the spool is looked through."""
+    await rig.delivery._spool.recovered.wait()
+    return rig.delivery.claim("p", "/v1/logs", key, repr(list(numbers)).encode())
+
+
 async def send(rig: Rig, key: str, numbers: Sequence[int], tables: Sequence[str] = ("things",)) -> bool:
     """One request with a key, acknowledged; whether it was a repeated one."""
-    claimed = await rig.delivery.claim("p", "/v1/logs", key, repr(list(numbers)).encode())
-    with claimed as claim, rig.delivery.rows("p", 64 * len(numbers) * len(tables)) as rows:
+    with await claim_of(rig, key, numbers) as claim, rig.delivery.rows("p", 64 * len(numbers) * len(tables)) as rows:
         for table in tables:
             write(rows.columns(table), numbered(numbers))
         receipt = rows.commit(claim)
@@ -266,8 +266,7 @@ async def send(rig: Rig, key: str, numbers: Sequence[int], tables: Sequence[str]
 
 async def send_apart(rig: Rig, key: str, numbers: Sequence[int]) -> bool:
     """The same as a large request, in columns of its own."""
-    claimed = await rig.delivery.claim("p", "/v1/logs", key, repr(list(numbers)).encode())
-    with claimed as claim, rig.delivery.rows_apart("p", 64 * len(numbers)) as rows:
+    with await claim_of(rig, key, numbers) as claim, rig.delivery.rows_apart("p", 64 * len(numbers)) as rows:
         write(rows.columns("things"), numbered(numbers))
         await rows.cut()
         receipt = rows.commit(claim)
@@ -345,7 +344,6 @@ async def test_after_a_kill_a_request_that_was_kept_is_known(engine: Engine, tmp
         await sends(before, "a", range(100))
         copy = killed(tmp_path / "a", tmp_path / "b")
         async with rig(engine, copy, database=before.direct.database) as after:
-            await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
             assert await sends(after, "a", range(100))
             with pytest.raises(KeyReused):
                 await sends(after, "a", range(99))
@@ -362,7 +360,6 @@ async def test_without_keys_in_frames_it_is_stored_twice(
         await send(before, "a", range(100))
         copy = killed(tmp_path / "a", tmp_path / "b")
         async with rig(engine, copy, database=before.direct.database) as after:
-            await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
             assert not await send(after, "a", range(100))
             await after.flush()
             assert len(await after.stored()) == 200
@@ -388,7 +385,6 @@ async def test_a_key_outlives_its_segment_and_its_slot(engine: Engine, tmp_path:
         (copy / "slot-00.new").rename(copy / "slot-00")
         assert len(found_files(copy / "slot-00")) == 1
         async with rig(engine, copy, database=before.direct.database) as after:
-            await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
             assert await send(after, "a", range(100))
             await after.flush()
             assert await after.stored() == list(range(number))
@@ -407,7 +403,6 @@ async def test_a_frame_that_the_power_tore_leaves_no_key(engine: Engine, tmp_pat
             file.seek(keyed[1].payload_at + 8)
             file.write(bytes(4))
         async with rig(engine, copy, database=before.direct.database) as after:
-            await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
             assert await send(after, "whole", range(50))
             assert not await send(after, "torn", range(50, 100))
             await after.flush()
@@ -421,13 +416,13 @@ async def test_where_a_crash_left_one_table_of_two_the_other_is_stored_again(eng
         copy = killed(tmp_path / "a", tmp_path / "b")
         [(name, path)] = found_segments(copy / "slot-00")
         with SegmentReader(path, name) as reader:
-            frames = [frame for frame in reader.frames() if isinstance(frame, Frame)]
+            found = [frame for frame in reader.frames() if isinstance(frame, Frame)]
+        frames = [frame for frame in found if frame.kind == Kind.DATA]
         assert len(frames) == 2, "one for each table"
         with path.open("r+b") as file:
             file.seek(frames[1].place.offset)
             file.write(bytes(frames[1].place.bytes))
         async with rig(engine, copy, tables=both, database=before.direct.database) as after:
-            await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
             assert not await send(after, "a", range(50), ["things", "others"])
             assert await send(after, "a", range(50), ["things", "others"])
             await after.flush()
@@ -437,11 +432,11 @@ async def test_where_a_crash_left_one_table_of_two_the_other_is_stored_again(eng
 # Their files ---------------------------------------------------------------------------------------
 
 
-async def test_key_files_are_made_one_and_go_with_their_time(keys: Idempotency, clock: Clock, tmp_path: Path) -> None:
+def test_key_files_are_made_one_and_go_with_their_time(keys: Idempotency, clock: Clock, tmp_path: Path) -> None:
     files = KeyFiles(tmp_path, Disk(), keys, iter(range(1_000)).__next__)
     for number in range(FILES_MAX + 1):
         clock.now += 1
-        with await claimed(keys, str(number)) as claim:
+        with claimed(keys, str(number)) as claim:
             entries = entry(claim)
             keys.kept(entries)
         files.keep(entries)
@@ -450,17 +445,17 @@ async def test_key_files_are_made_one_and_go_with_their_time(keys: Idempotency, 
     KeyFiles(tmp_path, Disk(), later, iter(range(1_000)).__next__).load()
     later.all_found()
     for number in range(FILES_MAX + 1):
-        assert (await claimed(later, str(number))).is_repeated
+        assert (claimed(later, str(number))).is_repeated
     clock.now += 3_602
     files.keep(b"")
     assert found_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
-async def test_of_a_damaged_key_file_nothing_is_believed(
+def test_of_a_damaged_key_file_nothing_is_believed(
     keys: Idempotency, clock: Clock, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with await claimed(keys) as claim:
+    with claimed(keys) as claim:
         entries = entry(claim)
         keys.kept(entries)
     KeyFiles(tmp_path, Disk(), keys, iter(range(1_000)).__next__).keep(entries)
@@ -471,7 +466,7 @@ async def test_of_a_damaged_key_file_nothing_is_believed(
     KeyFiles(tmp_path, Disk(), later, iter(range(1_000)).__next__).load()
     later.all_found()
     assert "is damaged" in caplog.text
-    assert not (await claimed(later)).is_repeated
+    assert not (claimed(later)).is_repeated
 
 
 async def test_a_read_that_fails_once_forgets_no_key(
@@ -497,7 +492,6 @@ async def test_a_read_that_fails_once_forgets_no_key(
         assert tried[0] == tried[1], "it was tried again"
         copy = killed(tmp_path / "a", tmp_path / "b")
         async with rig(engine, copy, database=before.direct.database) as after:
-            await until(after.delivery._spool.recovered.is_set, "the spool is looked through")
             assert await send(after, "a", range(100))
 
 

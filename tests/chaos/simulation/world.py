@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -409,22 +409,23 @@ class Life:
     async def _commit(self, request: Request, key: str) -> Receipt:
         assert self.delivery is not None
         how = request.project, request.expected_bytes, request.durability
-        claimed: Any = await self.delivery.claim(request.project, "", key, b"") if key else nullcontext()
-        with claimed as claim:
+        if not key:
+            return await self._append(request, how)
+        with self.delivery.claim(request.project, "", key, b"") as claim:
             return await self._append(request, how, claim)
 
-    async def _append(self, request: Request, how: tuple[str, int, str], claim: Claim | None) -> Receipt:
+    async def _append(self, request: Request, how: tuple[str, int, str], *claims: Claim) -> Receipt:
         assert self.delivery is not None
         if request.apart:
             with self.delivery.rows_apart(*how) as apart:
                 for table, some in request.rows:
                     write(apart.columns(table), numbered(some, days=request.days), body=request.body)
                 await apart.cut()
-                return apart.commit(claim)
+                return apart.commit(*claims)
         with self.delivery.rows(*how) as rows:
             for table, some in request.rows:
                 write(rows.columns(table), numbered(some, days=request.days), body=request.body)
-            return rows.commit(claim)
+            return rows.commit(*claims)
 
     def check_counters(self) -> None:
         """Accepted and recovered rows are stored, refused, dead letters, damaged or buffered."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from gateway._native import Columns
 from gateway.config import DialectLimits, Limits
-from gateway.delivery.idempotency import Claim, RecordClaims
+from gateway.delivery.idempotency import Claim, Claims, Idempotency
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows, refusal_headers
 from gateway.errors import GatewayError, Malformed, Unauthorized, WeirError
 from gateway.http.admission import Admission
@@ -80,6 +80,10 @@ class Shelf:
         self.promise = Promise()
         self.full: GatewayError | None = None
         self.crowded: GatewayError | None = None
+        self.keys = Idempotency(None, slots=(0,), keys_max=16)
+        self.keys.all_found()
+        self.asked = 0
+        """How often somebody wanted to claim a key."""
 
     def check(self, project_id: str, declared_bytes: int, *, retries: bool) -> None:
         if self.crowded:
@@ -103,11 +107,12 @@ class Shelf:
     def columns(self, table: str) -> Columns:
         raise NotImplementedError("the one-line dialect writes texts")
 
-    async def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
-        raise NotImplementedError("the shelf remembers nobody")
+    def claim(self, project_id: str, path: str, key: str, body: bytes) -> Claim:
+        self.asked += 1
+        return self.keys.claim(project_id, path, key, body)
 
-    def claim_records(self, uids: bytes, tables: int) -> RecordClaims:
-        raise NotImplementedError("the shelf remembers nobody")
+    def claim_records(self, uids: bytes, tables: int) -> Claims:
+        raise NotImplementedError("texts have no uids")
 
     @property
     def tables(self) -> int:
@@ -116,8 +121,11 @@ class Shelf:
     def rollback(self) -> None:
         raise NotImplementedError("texts are written once")
 
-    def commit(self, claim: Claim | None = None, records: RecordClaims | None = None) -> Promise:
-        self.texts += self.open
+    def commit(self, *claims: Claims) -> Promise:
+        if not any(claim.has(0) for claim in claims):
+            self.texts += self.open
+        for claim in claims:
+            self.keys.kept(claim.entries(0, 1))
         return self.promise
 
 
@@ -188,7 +196,8 @@ class House:
         ended = metrics.requests_accepted.total() + metrics.requests_refused.total()
         assert metrics.requests_received.total() == ended
         rejected = metrics.records_rejected.total()
-        assert metrics.records_received.total() == metrics.records_accepted.total() + rejected
+        repeated = metrics.records_repeated.total()
+        assert metrics.records_received.total() == metrics.records_accepted.total() + rejected + repeated
         assert (self.admission.requests, self.admission.bytes) == (0, 0)
         assert (self.admission.strangers, self.admission.stranger_bytes) == (0, 0)
         assert not self.admission.by_project

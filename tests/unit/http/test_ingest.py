@@ -13,9 +13,11 @@ import pytest
 from gateway.config import DialectLimits, Limits
 from gateway.dialects.dialect import Context, Dialect, Outcome, Reply, Request, Rows
 from gateway.errors import Disconnected, Draining, GatewayError, Malformed, Overloaded
+from gateway.http import idempotency
 from gateway.http.body import Incoming
 from gateway.http.ingest import ingest
 from gateway.http.routes import Routes
+from tests.delivery.rig import until
 from tests.unit.http.fakes import KEY, House, OneTenant, incoming, lines
 
 GOOD = {"authorization": f"Bearer {KEY}"}
@@ -101,6 +103,56 @@ async def test_rejected_records_are_counted_by_reason() -> None:
     assert house.metrics.records_received.values == {("lines",): 3}
     assert house.metrics.records_rejected.values == {("lines", "dropped"): 2}
     house.check_sums()
+
+
+async def test_a_request_that_is_sent_again_with_its_key_is_appended_once() -> None:
+    house, keyed = House(), {**GOOD, "idempotency-key": "k"}
+    first, again = await tell(house, b"one\ntwo", keyed), await tell(house, b"one\ntwo", keyed)
+    assert (again.status, again.body) == (first.status, first.body)
+    assert (header(first, "Idempotent-Replayed"), header(again, "Idempotent-Replayed")) == (None, "true")
+    assert house.shelf.texts == ["one", "two"]
+    assert (house.metrics.records_accepted.total(), house.metrics.records_repeated.total()) == (2, 2)
+    other = await tell(house, b"three", keyed)
+    assert (other.status, house.shelf.texts) == (422, ["one", "two"])
+    house.check_sums()
+
+
+async def test_what_is_refused_gives_its_key_back() -> None:
+    house, keyed = House(), {**GOOD, "idempotency-key": "k"}
+    assert (await tell(house, b"bad", keyed)).status == 400
+    assert (await tell(house, b"good", keyed)).status == 200
+    assert house.shelf.texts == ["good"]
+    house.check_sums()
+
+
+async def test_while_the_first_is_being_stored_the_next_waits_and_is_answered_as_it_was() -> None:
+    house, keyed = House(), {**GOOD, "idempotency-key": "k"}
+    with house.shelf.keys.claim("project", "/lines", "k", b"one") as first:
+        entries = first.entries(0, 1)
+    telling = asyncio.create_task(tell(house, b"one", keyed))
+    await until(lambda: house.shelf.asked >= 3, "it has tried again")
+    assert not telling.done()
+    house.shelf.keys.kept(entries)
+    assert header(await telling, "Idempotent-Replayed") == "true"
+    assert house.shelf.texts == []
+    house.check_sums()
+
+
+async def test_it_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "WAIT_S", 0.02)
+    house, keyed = House(), {**GOOD, "idempotency-key": "k"}
+    with house.shelf.keys.claim("project", "/lines", "k", b"one") as first:
+        first.entries(0, 1)
+    reply = await tell(house, b"one", keyed)
+    assert (reply.status, header(reply, "Retry-After")) == (503, "1")
+    house.check_sums()
+
+
+def test_the_pauses_grow_and_come_to_what_is_waited() -> None:
+    pauses_s = list(idempotency.pauses_s())
+    assert pauses_s == sorted(pauses_s)
+    assert idempotency.WAIT_S <= sum(pauses_s) < idempotency.WAIT_S + idempotency.PAUSE_MAX_S
+    assert len(pauses_s) < 30, "each may cost a decoding"
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {KEY}"}])
