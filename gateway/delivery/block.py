@@ -64,6 +64,9 @@ class Promise:
     def decide(self, *, kept: bool) -> None:
         """The rows are kept, or taken back; so are those that share a request with them."""
         kept = kept if self.fate is None else self.fate
+        if not self._tied:
+            self.fate = kept
+            return
         undecided = [self]  # not by recursion: block after block may be tied while the disk takes its time
         while undecided:
             promise = undecided.pop()
@@ -156,6 +159,11 @@ class Block:
         if self.place is None:
             raise LookupError(f"frame {self.frame} is in memory only")
         return self.place
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether its rows are as safe as their senders wanted, so that they cannot be taken back."""
+        return self.promise.kept or self.promise.reached >= self.durability
 
     @property
     def held_bytes(self) -> int:

@@ -200,29 +200,20 @@ class Spool:
     def append(self, block: Block, kept: Callable[[Block], None], failed: Callable[[Block, OSError], None]) -> None:
         """Write a block; ``kept`` is called once it is as safe as it is to be, or ``failed`` when it never will be."""
 
-        promise = block.promise
-
-        def is_promised() -> bool:
-            return promise.kept or promise.reached >= block.durability
-
-        def taken(block: Block) -> None:
-            self._hold_keys(block)
-            kept(block)
-
         def entered(block: Block) -> None:
-            if promise.fate is False and not is_promised():
+            if block.promise.fate is False and not block.is_promised:
                 self._settle(Kind.SKIP, block.table, [block], partial(self._free_keys, block))
                 failed(block, OSError(errno.ECANCELED, "other rows of the same requests could not be"))
             else:
-                promise.decide(kept=True)
-                taken(block)
+                block.promise.decide(kept=True)
+                self._take(kept, block)
 
         def refused(error: OSError, segment: int | None) -> None:
-            stays = promise.fate or is_promised()
-            promise.decide(kept=stays)
+            stays = block.promise.fate or block.is_promised
+            block.promise.decide(kept=stays)
             if stays and (segment is not None or block.durability > Durability.MEMORY):
                 # Some of its senders are told already; the others wait a little longer.
-                self._write_later(block, segment, taken)
+                self._write_later(block, segment, partial(self._take, kept))
                 return
             if segment is not None:
                 # The file may hold it all the same, and its sender is told otherwise.
@@ -461,6 +452,10 @@ class Spool:
 
         payload = listed(members, VOID if void is not None else "")
         self._writer.append(Entry(kind, payload, kept, failed, table=table, synced=kind == Kind.SKIP))
+
+    def _take(self, kept: Callable[[Block], None], block: Block) -> None:
+        self._hold_keys(block)
+        kept(block)
 
     def _hold_keys(self, block: Block) -> None:
         """What a block holds need not be stored again."""

@@ -220,7 +220,7 @@ def stored(gateway: GatewayProcess) -> list[str]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes through /proc")
 @pytest.mark.parametrize("how", ["key", "uid"])
 def test_senders_that_insist_through_kills_have_each_record_stored_once(new_gateway: NewGateway, how: str) -> None:
-    sent, found = killed_under_load(new_gateway(WEIR__WORKERS="2"), 6, how)
+    sent, found = killed_under_load(new_gateway(WEIR__WORKERS="2"), 4, how)
     assert len(found) == len(set(found)), f"{len(found) - len(set(found))} of {len(found)} are stored twice"
     assert set(sent) == set(found)
 
