@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvloop
 
 from gateway import config, demo, logs
 from gateway.config import Config, ConfigError
@@ -46,6 +45,7 @@ from gateway.tenants.pat_store import PatStore
 from gateway.tenants.postgres import ControlError, ControlStore
 from gateway.terminal import Progress
 from gateway.workers import supervisor
+from gateway.workers.shells import Shells
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 _KEEP = "Keep the secret now: it is not stored and cannot be shown again."
@@ -60,9 +60,9 @@ class CommandFailed(Exception):
     """The command cannot do what was asked; the text says what to do."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
-    parsed = parser().parse_args(arguments)
+def main(runner: asyncio.Runner, shells: Shells) -> int:
+    """Runs one command; returns the exit code. ``shells``: what was begun before for ``weir serve``."""
+    parsed = parser().parse_args(namespace=Arguments(shells=shells))
     try:
         settings = config.load(parsed.config, os.environ)
     except ConfigError as error:
@@ -70,9 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     logs.configure(settings.log.level if parsed.command is serve else "warning", settings.log.format)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            command: Command = parsed.command
-            return runner.run(command(parsed, settings))
+        command: Command = parsed.command
+        return runner.run(command(parsed, settings))
     except (CommandFailed, CannotStart, ControlError, DeliveryError, DataDirBusy, EngineFailed) as error:
         print(f"weir: {error}", file=sys.stderr)
     except OSError as error:
@@ -218,7 +217,9 @@ def _dialect_names() -> list[str]:
 
 
 async def serve(arguments: Arguments, settings: Config) -> int:
-    in_order = await supervisor.serve(settings, lambda: config.load(arguments.config, os.environ))
+    in_order = await supervisor.serve(
+        settings, lambda: config.load(arguments.config, os.environ), shells=arguments.shells
+    )
     return DONE if in_order else FAILED
 
 

@@ -76,11 +76,16 @@ def be_called(name: str) -> None:
 
 
 class Shells:
-    """Those that wait. ``prepare`` some, ``take`` one, ``discard`` all that are older than an update."""
+    """Those that wait. ``start`` or ``prepare`` some, ``take`` one, ``discard`` all that are older than an update."""
 
     def __init__(self) -> None:
         self._waiting: deque[Shell] = deque()
         self._starting: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Return when the system has begun one."""
+        self.prepare()
+        await asyncio.gather(*self._starting)
 
     def prepare(self, count: int = 1) -> None:
         """See that so many wait, soon."""

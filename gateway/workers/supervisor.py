@@ -59,9 +59,12 @@ _SLOTS = range(1 << frames.SLOT_BITS)
 
 
 class Supervisor(Collector):
-    """A gateway. ``start`` once, then ``stop`` once, also after a ``start`` that failed."""
+    """A gateway. ``start`` once, then ``stop`` once, also after a ``start`` that failed.
 
-    def __init__(self, config: Config) -> None:
+    ``shells``: what is to become workers, begun before.
+    """
+
+    def __init__(self, config: Config, shells: Shells | None = None) -> None:
         self.config = config
         self.directory = DataDir(config.data_path)
         self.metrics = SupervisorMetrics()
@@ -73,7 +76,7 @@ class Supervisor(Collector):
         self._delay_s = 0.0
         self._parts = AsyncExitStack()
         self._places = [Place(number, self._begin, self._count_death) for number in range(config.workers)]
-        self._shells = Shells()
+        self._shells = shells or Shells()
         self._starting_slots: set[int] = set()
         self.owed_slots: set[int] = set()
         """Where rows may lie that no worker knows of: left by one that was replaced, or killed with its supervisor."""
@@ -271,7 +274,7 @@ class Supervisor(Collector):
         return told
 
 
-async def serve(config: Config, read_again: Callable[[], Config]) -> bool:
+async def serve(config: Config, read_again: Callable[[], Config], *, shells: Shells | None = None) -> bool:
     """Runs a gateway until SIGTERM, SIGINT or SIGHUP; true when it stopped in order and nothing was lost.
 
     ``read_again`` gives the settings as they are now, or raises ConfigError.
@@ -284,7 +287,7 @@ async def serve(config: Config, read_again: Callable[[], Config]) -> bool:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, asked_to_stop.set)
     loop.add_signal_handler(signal.SIGUSR2, asked_to_roll.set)
-    supervisor = Supervisor(config)
+    supervisor = Supervisor(config, shells)
     starting = asyncio.create_task(supervisor.start())
     waiting = asyncio.create_task(asked_to_stop.wait())
     rolling = asyncio.create_task(_roll_when_asked(supervisor, starting, asked_to_roll, read_again))
