@@ -1,17 +1,21 @@
 """``weir``, or ``python -m gateway``.
 
-A start is mostly imports, and a worker has as many as its supervisor. So the first worker's process is begun before
-ours, and imports beside us.
+A start is mostly imports, and a worker has as many as its supervisor. So the workers' processes are begun before ours,
+and import beside us.
 """
 
+import argparse
 import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 import uvloop
 
+from gateway import config
 from gateway.workers.shells import Shells
 
 
@@ -31,10 +35,14 @@ def main() -> int:
 
 
 def _begin(runner: asyncio.Runner, shells: Shells) -> None:
-    """Begin the first shell. Until the supervisor takes over, a signal to end is obeyed at once."""
+    """Begin a shell for each worker. Until the supervisor takes over, a signal to end is obeyed at once."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
-    runner.run(shells.start())
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--config", type=Path)
+    given, _ = options.parse_known_args(sys.argv[2:])
+    with suppress(config.ConfigError):  # the command says what is wrong
+        runner.run(shells.start(config.load(given.config, os.environ).workers))
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -82,9 +82,9 @@ class Shells:
         self._waiting: deque[Shell] = deque()
         self._starting: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
-        """Return when the system has begun one."""
-        self.prepare()
+    async def start(self, count: int) -> None:
+        """Return when the system has begun so many."""
+        self.prepare(count)
         await asyncio.gather(*self._starting)
 
     def prepare(self, count: int = 1) -> None:

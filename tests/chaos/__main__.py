@@ -4,8 +4,8 @@
                           [--seconds N] [--seed S] [--fresh]
 
 Each gets an equal part of the seconds (WEIR_CHAOS_SECONDS). Its rounds are counted in
-``tests/chaos/results/PROGRAMME.json``, written after each; the next call goes on after the last one with
-the same seed. A round that fails is told with what replays it, its directory is kept, and the next one
+``tests/chaos/results/PROGRAMME.json``, written after each, with the commits they were run on; the next call goes on
+after the last one with the same seed. A round that fails is told with what replays it, its directory is kept, and the next one
 begins in a fresh world. Exit code 1 when a promise was broken, or a programme that was asked for by name
 could not be run; of all programmes those this machine does not allow are skipped, and named at the end.
 """
@@ -17,10 +17,12 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -66,17 +68,27 @@ class Record:
         self.tally = Tally.of(kept.get("tally", {}))
         self.next_round: int = kept.get("next_round", 0)
         self._seconds: float = kept.get("seconds", 0.0)
+        self._commits: Counter[str] = Counter(kept.get("commits", {}))
+        self._commit = _commit()
         self._name = name
 
     def keep(self, seconds: float) -> None:
         """Write it down."""
         self._seconds += seconds
+        self._commits[self._commit] = self.next_round - sum(self._commits.values()) + self._commits[self._commit]
         told = {"programme": self._name, "seed": self.seed, "next_round": self.next_round}
-        told |= {"seconds": round(self._seconds, 1), "tally": self.tally.summary()}
+        told |= {"seconds": round(self._seconds, 1), "commits": self._commits, "tally": self.tally.summary()}
         self._path.parent.mkdir(exist_ok=True)
         draft = self._path.with_suffix(".new")
         draft.write_text(json.dumps(told, indent=2) + "\n")
         draft.replace(self._path)
+
+
+def _commit() -> str:
+    """Of what is run, marked where files were changed since."""
+    git = ("git", "describe", "--always", "--dirty", "--exclude=*")
+    told = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return told.stdout.strip() or "unknown"
 
 
 def run(name: str, record: Record, deadline: float) -> None:
