@@ -5,9 +5,9 @@
 
 Each gets an equal part of the seconds (WEIR_CHAOS_SECONDS). Its rounds are counted in
 ``tests/chaos/results/PROGRAMME.json``, written after each, with the commits they were run on; the next call goes on
-after the last one with the same seed. A round that fails is told with what replays it, its directory is kept, and the next one
-begins in a fresh world. Exit code 1 when a promise was broken, or a programme that was asked for by name
-could not be run; of all programmes those this machine does not allow are skipped, and named at the end.
+after the last one with the same seed. A round that fails is told with what replays it, its directory is kept, and
+the next one begins in a fresh world. Exit code 1 when a promise was broken, or a programme that was asked for by
+name could not be run; of all programmes those this machine does not allow are skipped, and named at the end.
 """
 
 from __future__ import annotations
