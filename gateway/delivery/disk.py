@@ -51,10 +51,15 @@ class Disk:
         os.fsync(descriptor)
 
     def sync_path(self, path: Path) -> None:
-        """Return when what others wrote into a file is on the medium: they may have ended before they synced it."""
+        """Return when what is read from a file is on the medium: who wrote it may have ended before he synced it.
+
+        What a sync failed for is never synced any more, and yet read, for as long as it is in the cache. So that goes.
+        """
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
 
