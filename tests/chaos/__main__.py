@@ -1,7 +1,7 @@
 """The fault programme in full: ``make chaos``, or for one programme of it
 
-    python -m tests.chaos [kill] [workers] [clickhouse] [disk] [crash] [rot] [power] [errnos] [overload] [fairness]
-                          [--seconds N] [--seed S] [--fresh]
+    python -m tests.chaos [kill] [workers] [rolls] [clickhouse] [disk] [crash] [rot] [power] [errnos] [overload]
+                          [fairness] [--seconds N] [--seed S] [--fresh]
 
 Each gets an equal part of the seconds (WEIR_CHAOS_SECONDS). Its rounds are counted in
 ``tests/chaos/results/PROGRAMME.json``, written after each, with the commits they were run on; the next call goes on
@@ -37,6 +37,7 @@ from tests.chaos.gateway import World
 from tests.chaos.kill import KillRounds
 from tests.chaos.overload import OverloadRounds
 from tests.chaos.power import PowerRounds, may_preload
+from tests.chaos.rolls import RollRounds
 from tests.chaos.rot import RotRounds
 from tests.chaos.tally import Tally
 
@@ -44,6 +45,7 @@ RESULTS = Path(__file__).parent / "results"
 PROGRAMMES: dict[str, tuple[Callable[[World, str], Any], Callable[[], bool]]] = {
     "kill": (KillRounds, lambda: True),
     "workers": (partial(KillRounds, settings={"workers": "2"}), lambda: True),
+    "rolls": (RollRounds, lambda: True),
     "clickhouse": (FaultRounds, lambda: True),
     "disk": (FullDiskRounds, may_mount),
     "crash": (CrashRounds, may_trace),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
@@ -69,6 +70,11 @@ class Load:
         if self._process.poll() not in (None, 0):
             raise AssertionError("the oracle's senders died")
         return self.ledger.update()
+
+    def broken(self) -> dict[str, int]:
+        """Connections that were refused or broke since the last call, as of the last ``acked``."""
+        broken, self.ledger.broken = dict(self.ledger.broken), Counter()
+        return broken
 
     def wait_for(self, records: int, within_s: float = 30.0) -> None:
         """Return when so many more are acked."""

@@ -108,16 +108,22 @@ class Sender(threading.Thread):
 
     def _send(self) -> None:
         connection = http.client.HTTPConnection(self._address, timeout=ANSWER_S)
+        is_alone = False
         while not self._stop_asked.is_set():
             if connection.sock is None:
                 try:
                     connection.connect()
-                except OSError:  # nobody is there: nothing was posted
+                except OSError as error:  # nobody is there: nothing was posted
+                    if not is_alone:
+                        self._note(f"broken {self._next} {type(error).__name__}")
+                    is_alone = True
                     self._stop_asked.wait(0.005)
                     continue
+            is_alone = False
             try:
                 keep = self._post(connection)
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException) as error:
+                self._note(f"broken {self._next} {type(error).__name__}")
                 keep = False
             if not keep:
                 connection.close()
@@ -174,12 +180,16 @@ class Ledger:
         self.acked = 0
         self.posted = 0
         self.answers: Counter[str] = Counter()
+        self.broken: Counter[str] = Counter()
+        """Connections, by what the sender met; a streak of refused ones counts once."""
 
     def update(self) -> int:
         """Records acked so far."""
         for _, words in self.lines():
             if words[0] == "answer":
                 self.answers[words[2]] += 1
+            elif words[0] == "broken":
+                self.broken[words[2]] += 1
         return self.acked
 
     def lines(self) -> Iterator[tuple[Path, list[str]]]:
@@ -281,7 +291,7 @@ def _promises(
                 raise AssertionError(f"the oracle does not know its own records again: {path.name} {place[1]}")
             for table, ids in sums(batch).items():
                 obliged.setdefault(table, set()).update(ids)
-        elif words[2] not in map(str, POLITE):
+        elif words[0] == "answer" and words[2] not in map(str, POLITE):
             report.odd_answers[words[2]] = report.odd_answers.get(words[2], 0) + 1
     return posted, obliged
 

@@ -64,7 +64,7 @@ def test_workers_are_replaced_under_load_without_a_refused_or_reset_connection(
 ) -> None:
     gateway = several(new_gateway, workers)
     with Load(gateway) as load:
-        for _ in range(3):
+        for _ in range(2):
             before = set(gateway.workers())
             os.kill(gateway.pid, signal.SIGUSR2)
             poll(

@@ -19,6 +19,7 @@ from gateway.delivery.disk import Disk
 from gateway.delivery.flusher import Flusher
 from gateway.delivery.settings import Settings
 from gateway.http.admission import Admission
+from gateway.http.server import IngestServer
 from gateway.schema import Table
 
 SLOW_S = float(os.environ.get("WEAKENED_SLOW_S", "0.2"))
@@ -103,6 +104,18 @@ def without_shares_of_room() -> None:
     room.SHARED_PART = room.FULL_PART
 
 
+def without_patience_for_senders() -> None:
+    """A worker that ends lets go of its connections at once."""
+    stop = IngestServer.stop
+
+    async def abrupt(
+        self: IngestServer, deadline_s: float, linger_s: float = 0.0, *, others_go_on: bool = False
+    ) -> None:
+        await stop(self, 0.0, 0.0, others_go_on=others_go_on)
+
+    IngestServer.stop = abrupt  # type: ignore[method-assign]
+
+
 PROTECTIONS: dict[str, Callable[[], None]] = {
     "verification": without_verification,
     "tokens": without_tokens,
@@ -112,6 +125,7 @@ PROTECTIONS: dict[str, Callable[[], None]] = {
     "memory budget": without_a_memory_budget,
     "shares of places": without_shares_of_places,
     "shares of room": without_shares_of_room,
+    "patience for senders": without_patience_for_senders,
 }
 
 for name in os.environ["WEAKENED_BY"].split(","):
