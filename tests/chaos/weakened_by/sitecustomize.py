@@ -11,7 +11,9 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from socket import socket
 
 from gateway.delivery import room, segments
 from gateway.delivery.clickhouse import ClickHouse
@@ -19,10 +21,14 @@ from gateway.delivery.disk import Disk
 from gateway.delivery.flusher import Flusher
 from gateway.delivery.settings import Settings
 from gateway.http.admission import Admission
+from gateway.http.body import Deadlines
+from gateway.http.listener import Handler, Listener, Patience
 from gateway.http.server import IngestServer
 from gateway.schema import Table
+from gateway.tenants.keys import Keys
 
 SLOW_S = float(os.environ.get("WEAKENED_SLOW_S", "0.2"))
+FOREVER_S = 1e6
 
 
 def without_verification() -> None:
@@ -104,6 +110,11 @@ def without_shares_of_room() -> None:
     room.SHARED_PART = room.FULL_PART
 
 
+def without_doubt() -> None:
+    """A key that is not in memory was issued by nobody, whether the store can be asked or not."""
+    setattr(Keys, "is_current", property(lambda self: True))  # noqa: B010 - it is read-only to mypy
+
+
 def without_patience_for_senders() -> None:
     """A worker that ends lets go of its connections at once."""
     stop = IngestServer.stop
@@ -116,6 +127,20 @@ def without_patience_for_senders() -> None:
     IngestServer.stop = abrupt  # type: ignore[method-assign]
 
 
+def without_deadlines() -> None:
+    """Who is slow or silent may be so for ever."""
+    begin = Listener.__init__
+
+    def patient(self: Listener, addresses: Sequence[str | socket], handle: Handler, patience: Patience) -> None:
+        begin(self, addresses, handle, replace(patience, idle_s=FOREVER_S, header_s=FOREVER_S))
+
+    def never(self: Deadlines, body_bytes: int) -> float:
+        return FOREVER_S
+
+    Listener.__init__ = patient  # type: ignore[method-assign]
+    Deadlines.after = never  # type: ignore[method-assign]
+
+
 PROTECTIONS: dict[str, Callable[[], None]] = {
     "verification": without_verification,
     "tokens": without_tokens,
@@ -125,6 +150,8 @@ PROTECTIONS: dict[str, Callable[[], None]] = {
     "memory budget": without_a_memory_budget,
     "shares of places": without_shares_of_places,
     "shares of room": without_shares_of_room,
+    "doubt": without_doubt,
+    "deadlines": without_deadlines,
     "patience for senders": without_patience_for_senders,
 }
 
