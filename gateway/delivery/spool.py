@@ -22,7 +22,8 @@ Invariants:
      hold rows of the same request; where such are kept already, it is written again instead.
 
 Opening reads names alone. Old segments are walked by their heads in the background (``recovered``);
-payloads are checked as they are loaded, so a long backlog delays nobody. Damage is copied to
+payloads are checked as they are loaded, so a long backlog delays nobody. The room that a crash has left in a
+segment is given back. Damage is copied to
 ``quarantine/``, counted, said, and stepped over; only what it hit is lost. It may have hit a SEAL or a DONE:
 so where any was found, frames of earlier lives are counted in ClickHouse before they are inserted.
 """
@@ -34,7 +35,7 @@ import errno
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -66,6 +67,7 @@ log = logging.getLogger(__name__)
 
 KEYS_TRIES = 10
 """Of reading the keys of a segment that could go; then they are forgotten."""
+TRIMMED_ROOM_BYTES = 64
 AGAIN_S = 1.0
 """Until what is only for our own use, and could not be written, is tried again."""
 
@@ -307,6 +309,7 @@ class Spool:
     async def recover(self) -> tuple[Backlog, list[Sealed]]:
         """Walk the segments of earlier lives. Returns what they hold, and the batches that were sealed."""
         walk = await asyncio.to_thread(walk_segments, self._found, self._quarantine, self._disk.sync_path)
+        await self._trim(walk.written)
         open_seals = self.ledger.take_over(walk, [name.id for name, _ in self._found], disjoint(walk.seals.values()))
         self._is_suspect = bool(self._quarantine.damaged_bytes or walk.unreadable)
         if walk.oldest_ms is not None:
@@ -389,6 +392,22 @@ class Spool:
         return self.recovered.is_set() and await self._compaction.run()
 
     # -------------------------------------------------------------------------------------------
+
+    async def _trim(self, written: Mapping[int, int]) -> None:
+        """Give back the room that crashes have left behind what was written: each leaves a whole segment's.
+
+        A little stays, by which it is seen later too that the segment was not left in order.
+        """
+        for segment_id, written_bytes in written.items():
+            segment, size = self.ledger.segments[segment_id], written_bytes + TRIMMED_ROOM_BYTES
+            if segment.bytes <= size:
+                continue
+            try:
+                await asyncio.to_thread(self._disk.trim, segment.path, size)
+            except OSError as error:
+                log.warning("spool: %s keeps its room: %s", segment.name.file, error.strerror)
+            else:
+                segment.bytes = segment.end = size
 
     async def _seal(self, sealed: Sealed, *, again: bool = False) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

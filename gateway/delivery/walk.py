@@ -83,7 +83,9 @@ def _walk_one(reader: SegmentReader, walk: Walk, quarantine: Quarantine) -> None
             walk.records(frame, *said)
     data = [frame for frame in frames if frame.kind == Kind.DATA]
     walk.live(segment, data)
-    in_order = bool(frames) and frames[-1].place.offset + frames[-1].place.bytes == reader.end
+    end = frames[-1].place.offset + frames[-1].place.bytes if frames else HEADER_BYTES
+    walk.written[segment] = max(end, reader.written)
+    in_order = bool(frames) and end == reader.end
     _take_keys(reader, walk, [frame for frame in data if frame.keys_bytes], in_order=in_order)
 
 
@@ -124,6 +126,8 @@ class Walk:
         self.lives: set[int] = set()
         self.void: dict[int, set[int]] = {}
         self.keys: list[bytes] = []
+        self.written: dict[int, int] = {}
+        """How much of each segment there is: behind that is the room that a crash has left."""
 
     def copied(self, frame: Frame) -> None:
         """A DATA frame. Where there is a newer copy of it, that takes its place, and what speaks of it means that."""

@@ -119,6 +119,8 @@ def settle(world: World, gateway: Gateway, load: Load, *, stalled_s: float = STA
     world.clickhouse.become("up")
     load.stop()
     deadline = time.monotonic() + DRAIN_S
+    while gateway.metric("weir_spool_recovering") != 0 and time.monotonic() < deadline:
+        time.sleep(TAIL_POLL_S)  # what it holds is not known before
     least, since = load.missing(), time.monotonic()
     while least and time.monotonic() < min(deadline, since + stalled_s):
         time.sleep(TAIL_POLL_S)

@@ -99,6 +99,26 @@ async def test_stored_rows_are_not_delivered_again(engine: Engine, tmp_path: Pat
             assert after.proxy.seen == 0, "nothing was asked"
 
 
+async def test_the_room_that_a_crash_has_left_is_given_back(engine: Engine, tmp_path: Path) -> None:
+    """Or crash after crash would fill the disk, and each start read all of it."""
+    database, directory = "", tmp_path / "0"
+    for crash in range(5):
+        async with rig(engine, directory, plan=AWAY, segment_bytes=1 << 20, database=database) as before:
+            await before.delivery._spool.recovered.wait()
+            await kept(before, range(100 * crash, 100 * crash + 100))
+            database = before.direct.database
+            sizes = sorted(path.stat().st_size for path in before.frames.place.glob("*.seg"))
+            assert len(sizes) == crash + 1
+            assert sizes[-1] == 1 << 20, "the one that is written"
+            assert all(size < 16 << 10 for size in sizes[:-1]), sizes
+            assert before.delivery._spool.described()["disk_bytes"] == sum(sizes)
+            directory = killed(directory, tmp_path / str(crash + 1))
+    async with rig(engine, directory, database=database) as after:
+        await after.flush()
+        assert await after.stored() == list(range(500))
+        after.check_counters()
+
+
 async def test_over_its_memory_rows_stay_on_disk_and_arrive_all_the_same(open_rig: OpenRig) -> None:
     async with open_rig(ring_bytes_max=1 << 20, block_bytes=8 << 10, batch_bytes=64 << 10, plan=AWAY) as rig:
         sent = 0

@@ -102,3 +102,20 @@ async def test_a_file_that_cannot_be_removed_keeps_those_that_speak_of_it(tmp_pa
     await writer.stop()
     assert [name for what, name in disk.done if what == "remove"] == ["first", "first", "first", "second", "third"]
     assert not any(path.exists() for path in (first, second, third))
+
+
+def test_what_is_written_ends_with_the_last_frame_though_that_ends_with_zeros(tmp_path: Path) -> None:
+    specs = [data(7), Spec(Kind.DATA, b"a block" + bytes(3_000), 8, "things", "p", 3)]
+    image, places = segment(specs, OLD, room_bytes=1 << 20)
+    (tmp_path / OLD.file).write_bytes(image)
+    walk = walk_segments([(OLD, tmp_path / OLD.file)], Quarantine(tmp_path), lambda path: None)
+    assert walk.written == {OLD.id: places[-1].offset + places[-1].bytes}
+
+
+def test_what_is_written_ends_with_what_is_torn(tmp_path: Path) -> None:
+    image, places = segment([data(7), data(8)], OLD, room_bytes=1 << 20)
+    torn = bytearray(image)
+    torn[places[1].offset : places[1].offset + 8] = bytes(8)
+    (tmp_path / OLD.file).write_bytes(torn)
+    walk = walk_segments([(OLD, tmp_path / OLD.file)], Quarantine(tmp_path), lambda path: None)
+    assert places[1].offset < walk.written[OLD.id] <= places[1].offset + places[1].bytes

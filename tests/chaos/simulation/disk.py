@@ -285,6 +285,15 @@ class FakeDisk(Disk):
         finally:
             self.close(descriptor)
 
+    def trim(self, path: Path, size: int) -> None:
+        if self._medium.fails(self._medium.faults.leave):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        file = self._medium.file(path)
+        os.truncate(path, size)
+        if file.untruncated is None:
+            file.untruncated = file.size
+        file.size = size
+
     def close(self, descriptor: int) -> None:
         del self._open[descriptor]
         os.close(descriptor)
