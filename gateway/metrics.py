@@ -195,7 +195,11 @@ class Metrics(Table):
         self.timestamps_clamped = Counter("timestamps_clamped", "Timestamps outside the table's range.", by_dialect)
         self.rows_accepted = Counter("rows_accepted", "Rows taken into the buffers.", ("table",))
         self.rows_stored = Counter("rows_stored", "Rows ClickHouse confirmed.", ("table",))
-        self.rows_buffered = Gauge("rows_buffered", "Rows accepted and not yet stored.", ("table",))
+        self.rows_buffered = Gauge(
+            "rows_buffered",
+            "Rows accepted and not yet stored; those from before a start once spool_recovering is 0.",
+            ("table",),
+        )
         self.rows_recovered = Counter(
             "rows_recovered", "Rows found in the spool at the start, or lost by ClickHouse.", ("table",)
         )
