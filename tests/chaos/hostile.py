@@ -1,0 +1,453 @@
+"""Senders that mean harm, or are broken: as many connections as asked for, each of a kind, until they are closed.
+
+    python -m tests.chaos.hostile < STORM.json
+
+opens them, and for each that was closed another one of another kind until the time is over. They come from addresses
+of their own, none of which has more connections than one may have but the first. The last line of the output is a
+``Told`` as JSON: what was not closed at its deadline or was before it, and what was not answered as it should be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+import re
+import resource
+import socket
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+ADDRESS_CONNECTIONS = 100
+"""Of the hostile ones, at most."""
+ADDRESS_CONNECTIONS_MAX = 150
+"""What the gateway is to allow."""
+CROWDING = 20
+"""So many more one address opens than it may."""
+BYTES_PER_S_MIN, GRACE_S, DRAIN_S = 1024, 5.0, 2.0
+"""The rate of a body that is asked for, the time a body has before that, and how long a refused one is read on."""
+EARLY_S = 0.05
+"""By how much two clocks may differ on what is too early."""
+OPENED_PER_S = 1000
+"""Of all together: as many as wait at the gateway's door without being lost for a second."""
+DRIPS_PER_S = 20_000
+"""Of all connections together, at most: what drips more seldom is as slow."""
+HELD_S = 0.25
+MIB = 1 << 20
+BOMB_BYTES = 64 * MIB
+NEVER_READ_BYTES = 4096
+UNREAD_REQUESTS = 1_000
+LAP_STRIDE = 7919
+"""A prime: all kinds have their turn."""
+LISTENS, USUAL = "0A", "0100007F"
+"""As /proc/net/tcp writes a state and 127.0.0.1."""
+ERROR, STATUS = b'"error"', b'"message"'
+"""What the dialects' refusals have in them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storm:
+    """How many, for how long, and what the gateway promises: its deadlines, and the slack this machine has."""
+
+    ingest: str
+    key: str
+    seed: str
+    connections: int
+    seconds: float
+    header_s: float
+    body_s: float
+    idle_s: float
+    slack_s: float
+    kinds: Sequence[str] = ()
+    """Empty: all."""
+
+
+@dataclass
+class Told:
+    """What became of them, by kind; of ``faults`` how often each was seen."""
+
+    opened: Counter[str] = field(default_factory=Counter)
+    answered: Counter[str] = field(default_factory=Counter)
+    """As was due. The others of a kind were refused politely, or nothing is due."""
+    faults: Counter[str] = field(default_factory=Counter)
+    late_s: dict[str, float] = field(default_factory=dict)
+    """The longest that one was open beyond its deadline."""
+    open_max: int = 0
+
+
+class Hostile:
+    """One connection. The gateway's patience began between ``began`` and ``since``, by the loop's clock."""
+
+    def __init__(self, storm: Storm, kind: Kind, held: Held, number: int, lap: int) -> None:
+        self.storm, self.kind = storm, kind
+        self._held = held
+        self.random = random.Random(f"{storm.seed}/{number}/{lap}")
+        self.began = self.since = 0.0
+        self.said = b""
+        self._loop = asyncio.get_running_loop()
+        self._address = f"127.0.1.{2 + number // ADDRESS_CONNECTIONS}"
+
+    async def open(self) -> None:
+        """Raises OSError."""
+        plug = socket.socket()
+        plug.setblocking(False)
+        if not self.kind.reads:
+            plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NEVER_READ_BYTES)
+        self.begin()
+        try:
+            plug.bind((self._address, 0))
+            host, _, port = self.storm.ingest.rpartition(":")
+            await self._loop.sock_connect(plug, (host, int(port)))
+        except BaseException:
+            plug.close()
+            raise
+        address, port = plug.getsockname()
+        self._name = f"{int.from_bytes(socket.inet_aton(address), 'little'):08X}:{port:04X}"
+        self._reader, self.writer = await asyncio.open_connection(sock=plug)
+        self.since = self._loop.time()
+
+    def begin(self) -> None:
+        """The gateway's patience begins now, or a moment later."""
+        self.began = self.since = self._loop.time()
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def drip(self, data: bytes) -> None:
+        """A byte at a time."""
+        pause_s = max(0.1, self.storm.connections / DRIPS_PER_S)
+        for at in range(len(data)):
+            self.send(data[at : at + 1])
+            await asyncio.sleep(pause_s)
+
+    def head(self, *lines: str, path: str = "/batch", length: int | None = None) -> bytes:
+        """The headers of a post by somebody whose key is good."""
+        told = [f"POST {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {self.storm.key}"]
+        told += ["Content-Type: application/json", *lines]
+        told += [] if length is None else [f"Content-Length: {length}"]
+        return "\r\n".join([*told, "", ""]).encode()
+
+    async def live(self) -> float | None:
+        """Do what the kind does until the gateway closes; when that was, None when it has to be closed from here."""
+        acting = asyncio.create_task(self.kind.act(self))
+        try:
+            is_closed = await (self._read_to_the_end() if self.kind.reads else self._until_let_go())
+            return self._loop.time() if is_closed else None
+        finally:
+            acting.cancel()
+            with suppress(asyncio.CancelledError, OSError):
+                await acting
+            self.writer.transport.abort()
+
+    def _left_s(self) -> float:
+        return self.since + self.kind.due_s(self.storm) + self.storm.slack_s - self._loop.time()
+
+    async def _read_to_the_end(self) -> bool:
+        while (left_s := self._left_s()) > 0:
+            try:
+                async with asyncio.timeout(left_s):
+                    data = await self._reader.read(1 << 16)
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+            if not data:
+                return True
+            self.said = (self.said + data)[:MIB]
+        return False
+
+    async def _until_let_go(self) -> bool:
+        """Who does not read is not told of the end."""
+        was_held = False
+        while self._left_s() > 0:
+            is_held = self._name in self._held.names()
+            if was_held and not is_held:
+                return True
+            was_held = was_held or is_held
+            await asyncio.sleep(HELD_S)
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """``act``: what it does. ``due_s``: by when it has to be closed. ``statuses``: those due, none when empty."""
+
+    act: Callable[[Hostile], Coroutine[Any, Any, None]]
+    due_s: Callable[[Storm], float]
+    statuses: tuple[int, ...] = ()
+    weight: int = 8
+    """How many there are, beside those of other kinds."""
+    says: bytes = b""
+    """What the answer has in it."""
+    is_exact: bool = True
+    """It may not be closed sooner."""
+    writes_on: bool = False
+    """Whoever does may miss the answer."""
+    reads: bool = True
+
+
+class Held:
+    """Who has a connection that a process listening at ``ingest`` has open, as /proc/net/tcp writes them."""
+
+    def __init__(self, ingest: str) -> None:
+        self._port = f":{int(ingest.rpartition(':')[2]):04X}"
+        self._asked_s = 0.0
+        self._names: frozenset[str] = frozenset()
+
+    def names(self) -> frozenset[str]:
+        """A moment old."""
+        if time.monotonic() > self._asked_s + HELD_S:
+            rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+            # No inode: nobody has accepted it yet, or it was closed and the kernel still has something to send.
+            ours = (row for row in rows if row[1].endswith(self._port) and row[3] != LISTENS and row[9] != "0")
+            self._names = frozenset(row[2] for row in ours)
+            self._asked_s = time.monotonic()
+        return self._names
+
+    def hostile(self) -> int:
+        """How many of them are not of those who come from the usual address."""
+        return sum(not name.startswith(USUAL) for name in self.names())
+
+
+async def _silent(one: Hostile) -> None:
+    """Connect, and that is all."""
+
+
+async def _drip_header(one: Hostile) -> None:
+    await one.drip(one.head(f"X-Filler: {'x' * 1000}"))
+
+
+async def _half_header(one: Hostile) -> None:
+    head = one.head(length=2)
+    one.send(head[: one.random.randrange(1, len(head) - 1)])
+
+
+async def _drip_body(one: Hostile) -> None:
+    one.send(one.head(length=100_000))
+    await one.drip(b"[" + b" " * 99_999)
+
+
+async def _half_body(one: Hostile) -> None:
+    one.send(one.head(length=1000) + b" " * one.random.randrange(1, 1000))
+
+
+async def _no_body(one: Hostile) -> None:
+    one.send(one.head(length=one.random.randrange(1, 100_000)))
+
+
+async def _uninvited(one: Hostile) -> None:
+    one.send(one.head("Expect: 100-continue", length=1000))
+
+
+async def _endless_chunks(one: Hostile) -> None:
+    """At more than the least rate."""
+    one.send(one.head("Transfer-Encoding: chunked"))
+    pause_s = max(0.1, one.storm.connections / DRIPS_PER_S)
+    chunk = b" " * int(4 * BYTES_PER_S_MIN * pause_s)
+    while True:
+        one.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        await asyncio.sleep(pause_s)
+
+
+async def _broken_chunk(one: Hostile) -> None:
+    one.send(one.head("Transfer-Encoding: chunked") + b"2\r\n[]\r\nnonsense\r\n")
+
+
+async def _idle(one: Hostile) -> None:
+    """After a request that was answered well and stores nothing."""
+    one.begin()
+    one.send(one.head(length=2) + b"[]")
+
+
+async def _unread(one: Hostile) -> None:
+    """Many requests, whose answers fill all there is on their way."""
+    one.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * UNREAD_REQUESTS)
+    one.writer.transport.pause_reading()  # type: ignore[attr-defined]  # it is one that reads
+
+
+async def _garbage(one: Hostile) -> None:
+    one.send(b"\0" + one.random.randbytes(one.random.randrange(1, 4096)))
+
+
+async def _flood(one: Hostile) -> None:
+    while True:
+        one.send(b"\0" + one.random.randbytes(1 << 16))
+        await one.writer.drain()
+
+
+async def _tls(one: Hostile) -> None:
+    """A client hello."""
+    hello = b"\x03\x03" + one.random.randbytes(32) + b"\0\0\x02\x13\x01\x01\0"
+    shake = b"\x01" + len(hello).to_bytes(3) + hello
+    one.send(b"\x16\x03\x01" + len(shake).to_bytes(2) + shake)
+
+
+async def _gzip_bomb(one: Hostile) -> None:
+    lines = ("Content-Encoding: gzip", "Connection: close")
+    one.send(one.head(*lines, path="/v1/logs", length=len(GZIP_BOMB)) + GZIP_BOMB)
+
+
+async def _zstd_bomb(one: Hostile) -> None:
+    lines = ("Content-Encoding: zstd", "Connection: close")
+    one.send(one.head(*lines, length=len(ZSTD_BOMB)) + ZSTD_BOMB)
+
+
+async def _large_header(one: Hostile) -> None:
+    one.send(one.head(f"X-Filler: {'x' * (64 << 10)}", length=2) + b"[]")
+
+
+async def _huge_length(one: Hostile) -> None:
+    one.send(one.head(length=1 << 40))
+
+
+def _bomb() -> bytes:
+    press = zlib.compressobj(9, wbits=31)
+    return b"".join(press.compress(bytes(MIB)) for _ in range(BOMB_BYTES // MIB)) + press.flush()
+
+
+GZIP_BOMB, ZSTD_BOMB = _bomb(), zstandard.compress(bytes(BOMB_BYTES), 3)
+
+
+def _header_s(storm: Storm) -> float:
+    return storm.header_s
+
+
+def _body_s(storm: Storm) -> float:
+    return storm.body_s
+
+
+def _slow_body_s(storm: Storm) -> float:
+    return min(storm.body_s, GRACE_S)
+
+
+def _idle_s(storm: Storm) -> float:
+    return storm.idle_s
+
+
+def _at_once(storm: Storm) -> float:
+    return 0.0
+
+
+def _read_on_s(storm: Storm) -> float:
+    return DRAIN_S
+
+
+KINDS = {
+    "silent": Kind(_silent, _idle_s, weight=16),
+    "header byte by byte": Kind(_drip_header, _header_s),
+    "header unfinished": Kind(_half_header, _header_s),
+    "body byte by byte": Kind(_drip_body, _slow_body_s, (408,), says=ERROR, writes_on=True),
+    "body half": Kind(_half_body, _slow_body_s, (408,), says=ERROR),
+    "body never": Kind(_no_body, _slow_body_s, (408,), says=ERROR),
+    "body invited, never sent": Kind(_uninvited, _slow_body_s, (408,), says=ERROR),
+    "chunks without end": Kind(_endless_chunks, _body_s, (408,), says=ERROR, writes_on=True),
+    "chunk broken": Kind(_broken_chunk, _at_once, (400,), says=ERROR),
+    "idle after an answer": Kind(_idle, _idle_s, (200, 202), weight=16),
+    "answers unread": Kind(_unread, _idle_s, weight=2, is_exact=False, reads=False),
+    "garbage": Kind(_garbage, _at_once, (400,), says=ERROR),
+    "flood": Kind(_flood, _at_once, (400,), writes_on=True, weight=2),
+    "TLS": Kind(_tls, _at_once, (400,), says=ERROR),
+    "gzip bomb": Kind(_gzip_bomb, _at_once, (413,), says=STATUS, weight=2),
+    "zstd bomb": Kind(_zstd_bomb, _at_once, (413,), says=ERROR, weight=2),
+    "header too large": Kind(_large_header, _at_once, (400, 431), says=ERROR),
+    "length huge": Kind(_huge_length, _read_on_s, (413,), says=ERROR, is_exact=False),
+}
+
+
+class Raging:
+    """All of a storm."""
+
+    def __init__(self, storm: Storm) -> None:
+        self.told = Told()
+        self._storm = storm
+        self._held = Held(storm.ingest)
+        self._deck = [name for name in storm.kinds or KINDS for _ in range(KINDS[name].weight)]
+        random.Random(storm.seed).shuffle(self._deck)
+        self._open = 0
+        self._ends_s = asyncio.get_running_loop().time() + storm.seconds
+
+    async def all(self) -> None:
+        """Until every one has had a turn and the time is over."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._crowd())
+            for number in range(self._storm.connections):
+                group.create_task(self._one_after_the_other(number))
+
+    async def _one_after_the_other(self, number: int) -> None:
+        loop, lap = asyncio.get_running_loop(), 0
+        while not lap or loop.time() < self._ends_s:
+            await asyncio.sleep((self._storm.connections if lap else number) / OPENED_PER_S)
+            name = self._deck[(number + lap * LAP_STRIDE) % len(self._deck)]
+            one = Hostile(self._storm, KINDS[name], self._held, number, lap)
+            lap += 1
+            try:
+                await one.open()
+            except OSError as error:
+                self.told.faults[f"{name}: no connection: {error!r}"] += 1
+            else:
+                self._open += 1
+                self.told.open_max = max(self.told.open_max, self._open)
+                self.told.opened[name] += 1
+                self._judge(name, one, await one.live())
+                self._open -= 1
+
+    def _judge(self, name: str, one: Hostile, closed_s: float | None) -> None:
+        kind, told, due_s = one.kind, self.told, one.kind.due_s(self._storm)
+        statuses = [int(status) for status in re.findall(rb"HTTP/1\.[01] ([2-5]\d\d) ", one.said)]
+        polite = statuses == [503] and b"retry-after" in one.said.lower()
+        if closed_s is None:
+            told.faults[f"{name}: not closed {due_s:g} s and {self._storm.slack_s:g} s later"] += 1
+        else:
+            told.late_s[name] = max(told.late_s.get(name, 0.0), closed_s - one.since - due_s)
+            if kind.is_exact and not polite and closed_s - one.began < due_s - EARLY_S:
+                told.faults[f"{name}: closed sooner than {due_s:g} s"] += 1
+        if len(statuses) == 1 and statuses[0] in kind.statuses and kind.says in one.said:
+            told.answered[name] += 1
+        elif statuses and not polite:
+            told.faults[f"{name}: answered {statuses}, and not {kind.statuses} with {kind.says!r}"] += 1
+        elif not statuses and kind.statuses and closed_s is not None and not kind.writes_on:
+            told.faults[f"{name}: closed without an answer"] += 1
+
+    async def _crowd(self) -> None:
+        """One address opens more connections than it may."""
+        storm, kind = self._storm, KINDS["silent"]
+        number = -1  # which is an address that nobody else has
+        crowd = [Hostile(storm, kind, self._held, number, at) for at in range(ADDRESS_CONNECTIONS_MAX + CROWDING)]
+
+        async def lasts_s(one: Hostile) -> float:
+            await one.open()
+            closed_s = await one.live()
+            return math.inf if closed_s is None else closed_s - one.began
+
+        lasted = await asyncio.gather(*map(lasts_s, crowd))
+        early = sum(each < storm.idle_s - EARLY_S for each in lasted)
+        self.told.opened["crowd of one address"] += len(crowd)
+        if early != CROWDING:
+            self.told.faults[f"of {len(crowd)} of one address {early} were closed at once, not {CROWDING}"] += 1
+
+
+async def rage(storm: Storm) -> Told:
+    raging = Raging(storm)
+    await raging.all()
+    return raging.told
+
+
+def main() -> int:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    print(json.dumps(vars(asyncio.run(rage(Storm(**json.load(sys.stdin)))))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
