@@ -1,7 +1,7 @@
 """The fault programme in full: ``make chaos``, or for one programme of it
 
     python -m tests.chaos [kill] [workers] [rolls] [clickhouse] [disk] [crash] [rot] [power] [errnos] [overload]
-                          [fairness] [senders] [--seconds N] [--seed S] [--fresh]
+                          [fairness] [postgres] [senders] [--seconds N] [--seed S] [--fresh]
 
 Each gets an equal part of the seconds (WEIR_CHAOS_SECONDS). Its rounds are counted in
 ``tests/chaos/results/PROGRAMME.json``, written after each, with the commits they were run on; the next call goes on
@@ -36,6 +36,7 @@ from tests.chaos.fairness import FairnessRounds
 from tests.chaos.gateway import World
 from tests.chaos.kill import KillRounds
 from tests.chaos.overload import OverloadRounds
+from tests.chaos.postgres import PostgresRounds
 from tests.chaos.power import PowerRounds, may_preload
 from tests.chaos.rolls import RollRounds
 from tests.chaos.rot import RotRounds
@@ -54,6 +55,7 @@ PROGRAMMES: dict[str, tuple[Callable[[World, str], Any], Callable[[], bool]]] = 
     "power": (PowerRounds, may_preload),
     "overload": (OverloadRounds, lambda: True),
     "fairness": (FairnessRounds, lambda: True),
+    "postgres": (PostgresRounds, lambda: True),
     "senders": (SenderRounds, may_count_connections),
     "errnos": (ErrnoRounds, may_preload),
 }
