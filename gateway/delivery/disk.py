@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
+ROOM_BYTES = 64
+"""So many zeros at the end of a file are room behind what is written."""
 _BUFFERS_MAX = 512
 """Of one pwritev; the system takes 1,024."""
 
@@ -53,12 +55,14 @@ class Disk:
     def sync_path(self, path: Path) -> None:
         """Return when what is read from a file is on the medium: who wrote it may have ended before he synced it.
 
-        What a sync failed for is never synced any more, and yet read, for as long as it is in the cache. So that goes.
+        What a sync failed for is never synced any more, and yet read, for as long as it is in the cache. So that goes,
+        but for a file without room at its end: that was left in order.
         """
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
-            if hasattr(os, "posix_fadvise"):
+            end = os.pread(descriptor, ROOM_BYTES, max(0, os.fstat(descriptor).st_size - ROOM_BYTES))
+            if not end.strip(b"\0") and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)

@@ -41,7 +41,7 @@ from functools import partial
 
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.compaction import Compaction
-from gateway.delivery.disk import Disk
+from gateway.delivery.disk import ROOM_BYTES, Disk
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.idempotency import Idempotency
 from gateway.delivery.keyfiles import KeyFiles
@@ -67,7 +67,6 @@ log = logging.getLogger(__name__)
 
 KEYS_TRIES = 10
 """Of reading the keys of a segment that could go; then they are forgotten."""
-TRIMMED_ROOM_BYTES = 64
 AGAIN_S = 1.0
 """Until what is only for our own use, and could not be written, is tried again."""
 
@@ -399,7 +398,7 @@ class Spool:
         A little stays, by which it is seen later too that the segment was not left in order.
         """
         for segment_id, written_bytes in written.items():
-            segment, size = self.ledger.segments[segment_id], written_bytes + TRIMMED_ROOM_BYTES
+            segment, size = self.ledger.segments[segment_id], written_bytes + ROOM_BYTES
             if segment.bytes <= size:
                 continue
             try:
