@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,10 @@ OPENED_PER_S = 1000
 DRIPS_PER_S = 20_000
 """Of all connections together, at most: what drips more seldom is as slow."""
 HELD_S = 0.25
+FLOOD_PAUSE_S = 0.001
 MIB = 1 << 20
 BOMB_BYTES = 64 * MIB
+ENCODINGS = ("gzip", "zstd")
 NEVER_READ_BYTES = 4096
 UNREAD_REQUESTS = 1_000
 LAP_STRIDE = 7919
@@ -85,7 +88,7 @@ class Told:
     open_max: int = 0
 
 
-class Hostile:
+class Hostile(asyncio.Protocol):
     """One connection. The gateway's patience began between ``began`` and ``since``, by the loop's clock."""
 
     def __init__(self, storm: Storm, kind: Kind, held: Held, number: int, lap: int) -> None:
@@ -95,6 +98,7 @@ class Hostile:
         self.began = self.since = 0.0
         self.said = b""
         self._loop = asyncio.get_running_loop()
+        self._lost = asyncio.Event()
         self._address = f"127.0.1.{2 + number // ADDRESS_CONNECTIONS}"
 
     async def open(self) -> None:
@@ -113,15 +117,27 @@ class Hostile:
             raise
         address, port = plug.getsockname()
         self._name = f"{int.from_bytes(socket.inet_aton(address), 'little'):08X}:{port:04X}"
-        self._reader, self.writer = await asyncio.open_connection(sock=plug)
+        await self._loop.create_connection(lambda: self, sock=plug)
         self.since = self._loop.time()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        if not self.kind.reads:
+            transport.pause_reading()
+
+    def data_received(self, data: bytes) -> None:
+        self.said = (self.said + data)[:MIB]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost.set()
 
     def begin(self) -> None:
         """The gateway's patience begins now, or a moment later."""
         self.began = self.since = self._loop.time()
 
     def send(self, data: bytes) -> None:
-        self.writer.write(data)
+        self.transport.write(data)
 
     async def drip(self, data: bytes) -> None:
         """A byte at a time."""
@@ -141,30 +157,22 @@ class Hostile:
         """Do what the kind does until the gateway closes; when that was, None when it has to be closed from here."""
         acting = asyncio.create_task(self.kind.act(self))
         try:
-            is_closed = await (self._read_to_the_end() if self.kind.reads else self._until_let_go())
+            is_closed = await (self._until_closed() if self.kind.reads else self._until_let_go())
             return self._loop.time() if is_closed else None
         finally:
             acting.cancel()
-            with suppress(asyncio.CancelledError, OSError):
+            with suppress(asyncio.CancelledError):
                 await acting
-            self.writer.transport.abort()
+            self.transport.abort()
 
     def _left_s(self) -> float:
         return self.since + self.kind.due_s(self.storm) + self.storm.slack_s - self._loop.time()
 
-    async def _read_to_the_end(self) -> bool:
-        while (left_s := self._left_s()) > 0:
-            try:
-                async with asyncio.timeout(left_s):
-                    data = await self._reader.read(1 << 16)
-            except TimeoutError:
-                return False
-            except OSError:
-                return True
-            if not data:
-                return True
-            self.said = (self.said + data)[:MIB]
-        return False
+    async def _until_closed(self) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._left_s()):
+                await self._lost.wait()
+        return self._lost.is_set()
 
     async def _until_let_go(self) -> bool:
         """Who does not read is not told of the end."""
@@ -272,7 +280,6 @@ async def _idle(one: Hostile) -> None:
 async def _unread(one: Hostile) -> None:
     """Many requests, whose answers fill all there is on their way."""
     one.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * UNREAD_REQUESTS)
-    one.writer.transport.pause_reading()  # type: ignore[attr-defined]  # it is one that reads
 
 
 async def _garbage(one: Hostile) -> None:
@@ -281,8 +288,9 @@ async def _garbage(one: Hostile) -> None:
 
 async def _flood(one: Hostile) -> None:
     while True:
-        one.send(b"\0" + one.random.randbytes(1 << 16))
-        await one.writer.drain()
+        if not one.transport.get_write_buffer_size():
+            one.send(b"\0" + one.random.randbytes(1 << 16))
+        await asyncio.sleep(FLOOD_PAUSE_S)
 
 
 async def _tls(one: Hostile) -> None:
@@ -292,14 +300,23 @@ async def _tls(one: Hostile) -> None:
     one.send(b"\x16\x03\x01" + len(shake).to_bytes(2) + shake)
 
 
+@cache
+def _bomb(encoding: str) -> bytes:
+    """Nothing, and very much of it."""
+    if encoding == "zstd":
+        return zstandard.compress(bytes(BOMB_BYTES))
+    press = zlib.compressobj(wbits=31)
+    return b"".join(press.compress(bytes(MIB)) for _ in range(BOMB_BYTES // MIB)) + press.flush()
+
+
 async def _gzip_bomb(one: Hostile) -> None:
-    lines = ("Content-Encoding: gzip", "Connection: close")
-    one.send(one.head(*lines, path="/v1/logs", length=len(GZIP_BOMB)) + GZIP_BOMB)
+    bomb = _bomb("gzip")
+    one.send(one.head("Content-Encoding: gzip", "Connection: close", path="/v1/logs", length=len(bomb)) + bomb)
 
 
 async def _zstd_bomb(one: Hostile) -> None:
-    lines = ("Content-Encoding: zstd", "Connection: close")
-    one.send(one.head(*lines, length=len(ZSTD_BOMB)) + ZSTD_BOMB)
+    bomb = _bomb("zstd")
+    one.send(one.head("Content-Encoding: zstd", "Connection: close", length=len(bomb)) + bomb)
 
 
 async def _large_header(one: Hostile) -> None:
@@ -308,14 +325,6 @@ async def _large_header(one: Hostile) -> None:
 
 async def _huge_length(one: Hostile) -> None:
     one.send(one.head(length=1 << 40))
-
-
-def _bomb() -> bytes:
-    press = zlib.compressobj(9, wbits=31)
-    return b"".join(press.compress(bytes(MIB)) for _ in range(BOMB_BYTES // MIB)) + press.flush()
-
-
-GZIP_BOMB, ZSTD_BOMB = _bomb(), zstandard.compress(bytes(BOMB_BYTES), 3)
 
 
 def _header_s(storm: Storm) -> float:
@@ -378,10 +387,15 @@ class Raging:
 
     async def all(self) -> None:
         """Until every one has had a turn and the time is over."""
+        for encoding in ENCODINGS:  # before the gateway waits for them
+            _bomb(encoding)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._crowd())
             for number in range(self._storm.connections):
                 group.create_task(self._one_after_the_other(number))
+        for name in self.told.opened.keys() & KINDS.keys():
+            if KINDS[name].statuses and not self.told.answered[name]:
+                self.told.faults[f"{name}: of {self.told.opened[name]} none was answered as is due"] += 1
 
     async def _one_after_the_other(self, number: int) -> None:
         loop, lap = asyncio.get_running_loop(), 0

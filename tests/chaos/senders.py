@@ -5,7 +5,8 @@ then while the hostile ones come and go, as many at once as were asked for. Then
 
 Wrong is a row, no answer, a hostile connection that is not closed at its deadline or is before it, another answer to
 one than is due, one that is left at the end, and a worker that grew beyond its budget for bodies and so much for each
-connection. How long the one waited for its answers is told, and how long this machine let somebody oversleep.
+connection. Told is how long the one waited for its answers, how long somebody new from connecting to theirs, and
+by how much this machine let somebody oversleep.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 from gateway.tenants.postgres import ControlStore
 from tests.chaos.crowd import Crowd, Fared, Group, quantile
-from tests.chaos.gateway import POLL_S, ROOT, World, poll
+from tests.chaos.gateway import ROOT, World, poll
 from tests.chaos.hostile import ADDRESS_CONNECTIONS_MAX, BYTES_PER_S_MIN, MIB, Held, Storm, Told
 from tests.chaos.load import settle
-from tests.chaos.oracle import Report
+from tests.chaos.oracle import ANSWER_S, Report
 from tests.chaos.overload import BODY_BYTES_MAX, LARGEST, SLACK_BYTES, resident_bytes
 from tests.chaos.records import DIALECTS
 from tests.chaos.rounds import Rounds
@@ -43,6 +45,7 @@ PATIENCE_S = ((10.0, 15.0, 12.0), (12.0, 8.0, 15.0))
 SLACK_S = 8.0
 """What is late on a machine where thousands of connections on both ends share a few cores."""
 STORM_S_MAX = 600.0
+KNOCK_S = 0.05
 
 
 def may_count_connections() -> bool:
@@ -97,21 +100,26 @@ class SenderRounds(Rounds):
         world, gateway = self._world, self._gateway
         header_s, body_s, idle_s = patience_s or choose.choice(PATIENCE_S)
         seed = f"{self._seed}/{number}"
+        fared: dict[str, Mapping[str, Fared]] = {}
         storm = Storm(gateway.ingest, self._key, seed, connections, seconds, header_s, body_s, idle_s, slack_s, kinds)
         for name, each_s in {"HEADER": header_s, "BODY": body_s, "IDLE": idle_s}.items():
             gateway.environ[f"WEIR__LIMITS__{name}_TIMEOUT_MS"] = str(int(1000 * each_s))
         world.clickhouse.become("up")
         gateway.start()
         with Crowd(world, gateway, f"{gateway.data_dir.name}-{number}") as crowd:
-            alone = crowd.phase("alone", self._groups(), alone_s)
+            if alone_s:
+                crowd.begin("alone", self._groups(), alone_s)
+                ends_s = time.monotonic() + alone_s
+                self._knock("alone", lambda: time.monotonic() > ends_s)
+                fared["alone"] = crowd.end()
             before_bytes = self._resident_bytes("VmRSS")
             crowd.begin("among", self._groups(), 2 * STORM_S_MAX)
             told = self._rage(storm)
-            among = crowd.end(at_once=True)
+            fared["among"] = crowd.end(at_once=True)
             held = Held(gateway.ingest)
             poll(lambda: not held.hostile(), slack_s, f"{held.hostile()} hostile connections are let go of")
             report = settle(world, gateway, crowd)
-        self._judge(what, {"alone": alone, "among": among}, told)
+        self._judge(what, fared, told)
         self._weigh(what, before_bytes, told.open_max)
         self._count(report, what)
         gateway.kill_all()
@@ -131,18 +139,15 @@ class SenderRounds(Rounds):
             leashed(sys.executable, "-m", "tests.chaos.hostile"),
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        overslept_s, began = 0.0, time.monotonic()
+        began = time.monotonic()
         try:
             assert process.stdin is not None
             process.stdin.write(json.dumps(asdict(storm)).encode())
             process.stdin.close()
             process.stdin = None  # communicate() would flush it
-            while process.poll() is None:
-                asleep = time.monotonic()
-                if asleep > began + STORM_S_MAX:
-                    raise TimeoutError(f"the storm has not ended after {STORM_S_MAX} s")
-                time.sleep(POLL_S)
-                overslept_s = max(overslept_s, time.monotonic() - asleep - POLL_S)
+            self._knock("among", lambda: process.poll() is not None or time.monotonic() > began + STORM_S_MAX)
+            if process.poll() is None:
+                raise TimeoutError(f"the storm has not ended after {STORM_S_MAX} s")
             said, _ = process.communicate()
         finally:
             process.kill()
@@ -150,8 +155,27 @@ class SenderRounds(Rounds):
         if process.returncode:
             raise AssertionError(f"the hostile ones ended with {process.returncode}")
         self.tally.measure("storm s", time.monotonic() - began)
-        self.tally.measure("overslept longest ms", 1000 * overslept_s)
         return Told(**json.loads(said.splitlines()[-1]))
+
+    def _knock(self, phase: str, is_over: Callable[[], bool]) -> None:
+        """Somebody new comes again and again: how long it takes them from connecting to an answer."""
+        took_s, overslept_s = [], 0.0
+        while not is_over():
+            asleep = time.monotonic()
+            time.sleep(KNOCK_S)
+            began = time.monotonic()
+            overslept_s = max(overslept_s, began - asleep - KNOCK_S)
+            try:
+                with urllib.request.urlopen(f"http://{self._gateway.ingest}/healthz", timeout=ANSWER_S):
+                    took_s.append(time.monotonic() - began)
+            except OSError as error:
+                self.tally.finding(f"{phase}: somebody new was not answered: {error!r}")
+        self._spread(f"{phase}, newcomer", took_s)
+        self.tally.measure(f"{phase}: machine overslept ms", 1000 * overslept_s)
+
+    def _spread(self, what: str, times_s: Sequence[float]) -> None:
+        for name, part in {"p50": 0.5, "p99": 0.99, "longest": 1.0}.items():
+            self.tally.measure(f"{what}: {name} ms", 1000 * quantile(times_s, part))
 
     def _resident_bytes(self, name: str) -> int:
         return max(resident_bytes(pid, name) for pid in self._gateway.workers())
@@ -173,8 +197,7 @@ class SenderRounds(Rounds):
                     tally.finding(f"{what}, {phase}, {label}: {one.unanswered} posts were not answered")
             probe = labels["probe"]
             tally.measure(f"{phase}: refused part", probe.refused / max(1, probe.made))
-            for name, part in {"p50": 0.5, "p99": 0.99, "longest": 1.0}.items():
-                tally.measure(f"{phase}: {name} ms", 1000 * quantile(probe.accepted_s, part))
+            self._spread(phase, probe.accepted_s)
 
     def _weigh(self, what: str, before_bytes: int, connections: int) -> None:
         """The most a worker ever took."""
