@@ -44,7 +44,7 @@ OPENED_PER_S = 1000
 DRIPS_PER_S = 20_000
 """Of all connections together, at most: what drips more seldom is as slow."""
 HELD_S = 0.25
-FLOOD_PAUSE_S = 0.001
+FLOOD_BYTES, FLOOD_PAUSE_S = 1 << 20, 0.001
 MIB = 1 << 20
 BOMB_BYTES = 64 * MIB
 ENCODINGS = ("gzip", "zstd")
@@ -287,9 +287,11 @@ async def _garbage(one: Hostile) -> None:
 
 
 async def _flood(one: Hostile) -> None:
+    """As much as goes through."""
+    garbage = b"\0" + one.random.randbytes(FLOOD_BYTES // 8)
     while True:
-        if not one.transport.get_write_buffer_size():
-            one.send(b"\0" + one.random.randbytes(1 << 16))
+        while one.transport.get_write_buffer_size() < FLOOD_BYTES and not one.transport.is_closing():
+            one.send(garbage)
         await asyncio.sleep(FLOOD_PAUSE_S)
 
 
