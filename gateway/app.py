@@ -159,7 +159,7 @@ class App:
         )
         keys = Keys(
             dsn,
-            snapshot_path=folder / "keys.snapshot",
+            snapshot_path=self.directory.keys,
             poll_s=config.keys.poll_ms / 1000,
             on_table=rates.keep,
         )

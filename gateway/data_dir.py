@@ -30,6 +30,7 @@ class DataDir:
         self.path = path
         self.listen = path / "listen.json"
         self.dsn = path / "postgres.dsn"
+        self.keys = path / "keys.snapshot"
         self.demo = path / "demo.json"
         self.spool = path / "spool"
         self._lock_descriptor = -1

@@ -27,7 +27,7 @@ from gateway.tenants.postgres import ControlStore, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
-_TABLES_S_MAX = 1.0
+_TABLES_S_MAX = _STORE_S_MAX = 1.0
 _TABLES_POLL_S = 2.0
 
 
@@ -81,17 +81,19 @@ class Foundation:
     async def _prepare_store(self) -> dict[str, Any] | None:
         """The control store's tables; on a first start of our own Postgres also the demo project."""
         engines = self._engines
-        try:
+        if engines.postgres:
             async with control_store(engines.postgres_dsn) as store:
-                if engines.postgres:
-                    await store.migrate()
-                    token = self._config.admin.token or self._directory.admin_token()
-                    return await demo.create(store, self._directory, token)
-                await _check_migrations(store)
-        except StoreUnavailable as error:
-            if engines.postgres:
-                raise
-            logger.warning("Postgres is away, starting with the keys known from before: %s", error)
+                await store.migrate()
+                token = self._config.admin.token or self._directory.admin_token()
+                return await demo.create(store, self._directory, token)
+        try:
+            # Where keys are known, one that hangs must not keep their senders waiting.
+            async with asyncio.timeout(_STORE_S_MAX if self._directory.keys.exists() else None):
+                async with control_store(engines.postgres_dsn) as store:
+                    await _check_migrations(store)
+        except (StoreUnavailable, TimeoutError) as error:
+            said = str(error) or f"no answer within {_STORE_S_MAX} s"
+            logger.warning("Postgres is away, starting with the keys known from before: %s", said)
         return None
 
     async def _prepare_tables(self, clickhouse: ClickHouse) -> None:

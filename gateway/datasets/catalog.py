@@ -31,6 +31,7 @@ NO_DATASET = "Dataset not found"
 _ID_MAX = 2**31 - 1
 _RETRY_AFTER_S = 2
 _READING_S = 0.25
+_START_S = 1.0
 """What it takes to read the datasets, generously."""
 
 
@@ -86,12 +87,15 @@ class Catalog:
         self._defaults: dict[str, int] = {}
         self._destinations: dict[int, Destination] = {}
         self._turn = asyncio.Lock()
+        self._tried = asyncio.Event()
         self._poller: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns when everything is in memory, or Postgres has failed to tell."""
-        await self._try()
+        """Returns when everything is in memory, or Postgres has failed to tell, or a second is over."""
         self._poller = asyncio.create_task(self._poll(), name="datasets refresh")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_START_S):
+                await self._tried.wait()
 
     async def stop(self) -> None:
         """Stops looking for changes. Memory stays as it is."""
@@ -153,8 +157,9 @@ class Catalog:
 
     async def _poll(self) -> None:
         while True:
-            await asyncio.sleep(self._poll_s)
             await self._try()
+            self._tried.set()
+            await asyncio.sleep(self._poll_s)
 
     async def _try(self) -> None:
         try:

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
 RETRY_AFTER_S = 2
+START_S = 1.0
 # An unchanged snapshot is written again this often, so that its age says how old the keys are.
 SNAPSHOT_REFRESH_S = 600.0
 # While the store stays away, say so again this often.
@@ -140,7 +141,11 @@ class Keys:
         )
 
     async def start(self) -> None:
-        """Takes the snapshot, if there is a good one, and waits for the first answer of the store, or its failure."""
+        """Takes the snapshot, if there is a good one, and waits for the first answer of the store, or its failure.
+
+        With a snapshot it waits for no more than a second: a store that hangs must keep no known key waiting.
+        """
+        kept = None
         if self._snapshot_path is not None:
             kept = await asyncio.to_thread(snapshot.read, self._snapshot_path)
             if kept is not None:
@@ -148,7 +153,9 @@ class Keys:
                 self.current_as_of = min(kept.as_of, self._clock())
             self._keeper = asyncio.create_task(self._keep_snapshot(self._snapshot_path), name="keys snapshot")
         self._refresher = asyncio.create_task(self._refresh(), name="keys refresh")
-        await self._turn.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if kept is None else START_S):
+                await self._turn.wait()
 
     async def stop(self) -> None:
         """Stops refreshing and brings the snapshot up to date. Memory stays as it is."""

@@ -54,7 +54,7 @@ SHARES_MAX = 500
 WARNING_PERCENT = 80
 RETRY_FIRST_S = 0.1
 REPEAT_LOG_S = 60.0
-STOP_S = 0.5
+START_S, STOP_S = 1.0, 0.5
 KEEP_AWAY_S, KEEP_S = 5.0, 60.0
 _NEVER = 2**63
 _MAGIC = b"weir-usage 1 "
@@ -174,12 +174,14 @@ class Quotas:
         return use.of_all * 100 // use.quota if use.quota else 0
 
     async def start(self) -> None:
-        """Takes what was kept, and waits for the first answer of the store, or its failure."""
+        """Takes what was kept, and waits for the first answer of the store, or its failure, or a second."""
         if self._kept_path is not None:
             self._resume(await asyncio.to_thread(_read, self._kept_path))
             self._keeper = asyncio.create_task(self._keep(self._kept_path), name="usage kept")
         self._settler = asyncio.create_task(self._settle_for_ever(), name="usage settled")
-        await self._first_turn.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_S):
+                await self._first_turn.wait()
 
     async def stop(self) -> None:
         """Tells everything, gives back the leases, and keeps what could not be told; takes half a second at most."""

@@ -8,8 +8,7 @@ from tests.chaos.gateway import World
 from tests.chaos.postgres import FAULTS, PostgresRounds
 
 FAULT_S, PAUSE_MS = 1.0, 20.0
-RESTARTED = ("stopped", "refuse", "wrong password", "empty")
-"""Where a start has its answer at once; those that wait for one are left to ``python -m tests.chaos postgres``."""
+RESTARTED = ("stopped", "refuse", "hang", "slow", "wrong password", "empty")
 
 
 def test_known_keys_work_and_valid_ones_are_never_unknown_whatever_postgres_does(world: World, seed: str) -> None:
