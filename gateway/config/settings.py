@@ -184,7 +184,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inline_bytes_max: Annotated[
         int, Meta(ge=0, description="Bytes of a body, decompressed, above which a thread decodes it.")
     ] = 256 * KiB
-    header_timeout_ms: Annotated[int, Meta(ge=100, description="Time for a request's headers to arrive.")] = 10_000
+    header_timeout_ms: Annotated[
+        int, Meta(ge=100, description="Time for a request's headers to arrive, and for an unread answer to be read on.")
+    ] = 10_000
     body_timeout_ms: Annotated[int, Meta(ge=100, description="Time for a request's body to arrive; then 408.")] = 30_000
     body_bytes_per_s_min: Annotated[
         int, Meta(ge=0, description="Slowest a body may arrive; 0: as slow as it likes.")

@@ -18,6 +18,7 @@ from typing import cast
 
 import msgspec
 from aiohttp import HttpVersion11, StreamReader, http_parser, web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.dialects.dialect import Reply
@@ -213,16 +214,24 @@ class Listener:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_SWEEP_S)
-            oldest_s = loop.time() - self.patience.header_s
             for connection in list(self.connections):
-                if connection.header_began_s is not None and connection.header_began_s < oldest_s:
-                    connection.force_close()
+                connection.look(loop.time())
 
 
 class Connection(web.RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_address", "_answered", "_last_body", "_listener", "busy", "header_began_s")
+    __slots__ = (
+        "_address",
+        "_answered",
+        "_broken",
+        "_last_body",
+        "_listener",
+        "_pipe",
+        "_unread_since_s",
+        "busy",
+        "header_began_s",
+    )
 
     def __init__(
         self, listener: Listener, server: web.Server, loop: asyncio.AbstractEventLoop, patience: Patience
@@ -240,11 +249,15 @@ class Connection(web.RequestHandler):
         self._address = ""
         self._last_body: StreamReader | None = None
         self._answered = 0
+        self._broken = False
+        self._pipe: asyncio.WriteTransport
+        self._unread_since_s: float | None = None
         self.busy = False
         self.header_began_s: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._pipe = cast("asyncio.WriteTransport", transport)
         peer = transport.get_extra_info("peername")
         self._address = str(peer[0]) if peer else ""
         self._listener.connections.add(self)
@@ -260,14 +273,39 @@ class Connection(web.RequestHandler):
         self.header_began_s = None
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        """The sender leaves answers unread."""
+        super().pause_writing()
+        self._unread_since_s = asyncio.get_running_loop().time()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unread_since_s = None
+
+    def look(self, now_s: float) -> None:
+        """Close it when its headers take too long, and cut it when nobody reads what it is still to deliver."""
+        oldest_s = now_s - self._listener.patience.header_s
+        if self.header_began_s is not None and self.header_began_s < oldest_s:
+            self.force_close()
+        if self._unread_since_s is None:
+            self._unread_since_s = now_s if self._pipe.is_closing() else None
+        elif self._unread_since_s < oldest_s:
+            self._pipe.abort()
+
     def data_received(self, data: bytes) -> None:
+        if self._broken:
+            return  # Read on, for the sender to see our answer, but no more of it is looked at.
         if data and not self.busy and self.header_began_s is None:
             self.header_began_s = asyncio.get_running_loop().time()
         before = self._last_body
         super().data_received(data)
         if not self._messages:
             return
-        self._last_body = self._messages[-1][1]
+        message, self._last_body = self._messages[-1]
+        if not isinstance(message, RawRequestMessage):
+            # The error's text and trace hold all that was read.
+            self._broken = True
+            self._messages[-1] = type(message)(message.status, ValueError(), ""), self._last_body
         # Behind a body that has not ended nothing can be queued but the news that its framing broke, which
         # aiohttp would tell the next request only, while this one waits for its body until it is too slow.
         if before is not None and before is not self._last_body and not before.is_eof():

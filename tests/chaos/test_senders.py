@@ -14,14 +14,9 @@ CONNECTIONS, ALONE_S, SLACK_S = 300, 0.5, 4.0
 PATIENCE_S = (1.0, 2.0, 2.0)
 CONTROL_CONNECTIONS, CONTROL_SLACK_S = 50, 1.0
 WAITING = ("silent", "header byte by byte", "header unfinished", "body half", "chunks without end")
-FAULTY = ("answers unread", "flood")
-"""Kinds that the gateway is not up to yet: nothing limits how long an answer waits to be read, and much of what is
-read of a flood of garbage is kept, and looked at again and again, before its connection is closed."""
-FAULTY_CONNECTIONS, FAULTY_SLACK_S = 40, 2.0
 
 
 def test_each_hostile_connection_is_closed_in_time_and_nobody_else_is_hurt(world: World, seed: str) -> None:
-    kinds = [kind for kind in KINDS if kind not in FAULTY]
     with SenderRounds(world, seed) as rounds:
         report = rounds.round(
             0,
@@ -30,26 +25,10 @@ def test_each_hostile_connection_is_closed_in_time_and_nobody_else_is_hurt(world
             alone_s=ALONE_S,
             slack_s=SLACK_S,
             patience_s=PATIENCE_S,
-            kinds=kinds,
         )
     print(rounds.tally.summary())
     assert report.acked > 0
-    assert rounds.tally.faults.keys() >= set(kinds)
-    assert rounds.tally.clean, rounds.tally.summary()
-
-
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the gateway is not up to these yet")
-def test_so_are_those_who_do_not_read_and_those_who_flood(world: World, seed: str) -> None:
-    with SenderRounds(world, seed) as rounds:
-        rounds.round(
-            0,
-            connections=FAULTY_CONNECTIONS,
-            seconds=0.0,
-            alone_s=0.0,
-            slack_s=FAULTY_SLACK_S,
-            patience_s=PATIENCE_S,
-            kinds=FAULTY,
-        )
+    assert rounds.tally.faults.keys() >= set(KINDS)
     assert rounds.tally.clean, rounds.tally.summary()
 
 
