@@ -259,7 +259,7 @@ class SegmentReader:
         while end > 0:
             length = min(_WINDOW_BYTES, end)
             window = self._read(end - length, length)
-            if window != _ZEROS[:length]:  # rstrip alone would take a tenth of a second for each 16 MiB of room
+            if window != _ZEROS[: len(window)]:  # rstrip alone would take a tenth of a second for each 16 MiB of room
                 return end - length + len(window.rstrip(b"\0"))
             end -= length
         return 0
