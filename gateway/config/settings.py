@@ -184,16 +184,14 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inline_bytes_max: Annotated[
         int, Meta(ge=0, description="Bytes of a body, decompressed, above which a thread decodes it.")
     ] = 256 * KiB
-    header_timeout_ms: Annotated[
-        int, Meta(ge=100, description="Time for a request's headers to arrive, and for an unread answer to be read on.")
-    ] = 10_000
+    header_timeout_ms: Annotated[int, Meta(ge=100, description="Time for a request's headers to arrive.")] = 10_000
     body_timeout_ms: Annotated[int, Meta(ge=100, description="Time for a request's body to arrive; then 408.")] = 30_000
     body_bytes_per_s_min: Annotated[
         int, Meta(ge=0, description="Slowest a body may arrive; 0: as slow as it likes.")
     ] = 1024
-    idle_timeout_ms: Annotated[int, Meta(ge=1_000, description="Time a connection may stay idle between requests.")] = (
-        75_000
-    )
+    idle_timeout_ms: Annotated[
+        int, Meta(ge=1_000, description="Time a connection may stay idle between requests, or leave an answer unread.")
+    ] = 75_000
     timestamp_ahead_ms_max: Annotated[
         int, Meta(ge=0, le=86_400_000, description="How far ahead of now a timestamp may be.")
     ] = 3_600_000

@@ -30,8 +30,8 @@ NO_SCHEMA = "Dataset schema not found"
 NO_DATASET = "Dataset not found"
 _ID_MAX = 2**31 - 1
 _RETRY_AFTER_S = 2
-_READING_S = 0.25
 _START_S = 1.0
+_READING_S = 0.25
 """What it takes to read the datasets, generously."""
 
 

@@ -23,9 +23,9 @@ Invariants:
 
 Opening reads names alone. Old segments are walked by their heads in the background (``recovered``);
 payloads are checked as they are loaded, so a long backlog delays nobody. The room that a crash has left in a
-segment is given back. Damage is copied to
-``quarantine/``, counted, said, and stepped over; only what it hit is lost. It may have hit a SEAL or a DONE:
-so where any was found, frames of earlier lives are counted in ClickHouse before they are inserted.
+segment is given back. Damage is copied to ``quarantine/``, counted, said, and stepped over; only what it hit is lost.
+It may have hit a SEAL or a DONE: so where any was found, frames of earlier lives are counted in ClickHouse before
+they are inserted.
 """
 
 from __future__ import annotations
@@ -83,9 +83,8 @@ class Spool:
     """The spool of one slot. Belongs to one event loop; ``recover`` and ``load`` read in threads of their own.
 
     ``numbers`` says which slot, and must stay open as long as this is. ``on_damaged`` is told of blocks that the
-    disk has lost. ``keys``: where to look for the idempotency
-    keys of what it holds, and to make them known after a start. ``clock`` gives seconds that
-    never go back, ``wall`` seconds since 1970.
+    disk has lost. ``keys``: where to look for the idempotency keys of what it holds, and to make them known after a
+    start. ``clock`` gives seconds that never go back, ``wall`` seconds since 1970.
     """
 
     def __init__(

@@ -47,7 +47,10 @@ Handler = Callable[[web.BaseRequest, Incoming], Awaitable[Reply]]
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long and how much of it: ``idle_s`` between requests, ``header_s`` for a request's headers."""
+    """How long and how much of it: ``idle_s`` between requests, ``header_s`` for a request's headers.
+
+    An answer of which nothing is read for ``idle_s`` is not waited for either.
+    """
 
     idle_s: float = 75.0
     header_s: float = 10.0
@@ -228,6 +231,7 @@ class Connection(web.RequestHandler):
         "_last_body",
         "_listener",
         "_pipe",
+        "_unread_bytes",
         "_unread_since_s",
         "busy",
         "header_began_s",
@@ -251,7 +255,7 @@ class Connection(web.RequestHandler):
         self._answered = 0
         self._broken = False
         self._pipe: asyncio.WriteTransport
-        self._unread_since_s: float | None = None
+        self._unread_bytes, self._unread_since_s = 0, 0.0
         self.busy = False
         self.header_began_s: float | None = None
 
@@ -273,24 +277,16 @@ class Connection(web.RequestHandler):
         self.header_began_s = None
         super().connection_lost(exc)
 
-    def pause_writing(self) -> None:
-        """The sender leaves answers unread."""
-        super().pause_writing()
-        self._unread_since_s = asyncio.get_running_loop().time()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._unread_since_s = None
-
     def look(self, now_s: float) -> None:
-        """Close it when its headers take too long, and cut it when nobody reads what it is still to deliver."""
-        oldest_s = now_s - self._listener.patience.header_s
-        if self.header_began_s is not None and self.header_began_s < oldest_s:
+        """Close it when its headers take too long, and cut it when for too long nothing of its answers was read."""
+        patience = self._listener.patience
+        if self.header_began_s is not None and self.header_began_s < now_s - patience.header_s:
             self.force_close()
-        if self._unread_since_s is None:
-            self._unread_since_s = now_s if self._pipe.is_closing() else None
-        elif self._unread_since_s < oldest_s:
-            self._pipe.abort()
+        unread_bytes = self._pipe.get_write_buffer_size()
+        if not unread_bytes or unread_bytes != self._unread_bytes:
+            self._unread_bytes, self._unread_since_s = unread_bytes, now_s
+        elif self._unread_since_s < now_s - patience.idle_s:
+            self._pipe.abort()  # a close would wait for it to be read
 
     def data_received(self, data: bytes) -> None:
         if self._broken:
