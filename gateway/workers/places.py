@@ -12,6 +12,7 @@ import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -73,6 +74,15 @@ class Place:
     async def start(self) -> None:
         """Fills it for the first time. Raises WorkerFailed."""
         await self._fill(None)
+
+    async def settled(self, within_s: float) -> None:
+        """Returns when nobody is starting here, or after so long.
+
+        Who starts in the place of one that is gone will serve the connections that wait for it.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s), self._turn:
+                pass
 
     async def stop(self, *, delay_s: float, within_s: float) -> list[Ended | None]:
         """Ends in order what is there; the last words, None of a process that said none."""

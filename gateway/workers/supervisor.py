@@ -19,6 +19,7 @@ import logging
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -49,6 +50,7 @@ from gateway.workers.shells import Shells
 logger = logging.getLogger(__name__)
 
 _PROBE_STOP_S = 0.2
+_SETTLE_S = 3.0
 _BIND_S_MAX = 1.0
 _BIND_POLL_S = 0.05
 _TAKE_OVER_S = 10.0
@@ -207,12 +209,15 @@ class Supervisor(Collector):
                 raise outcome
 
     async def _stop_workers(self) -> None:
+        began_s = time.monotonic()
+        # Whoever has connected to a worker that died is served by the one that follows, or it would be cut off.
+        await asyncio.gather(*(place.settled(_SETTLE_S) for place in self._places))
         # Theirs are open still. When the last of them closes, new connections are refused and do not wait.
         for bound in self._bound:
             for one in (one for share in bound.shares for one in share):
                 one.close()
         delay_s = self._delay_s
-        within_s = (STOP_MS_MAX - ENGINES_MS) / 1000
+        within_s = (STOP_MS_MAX - ENGINES_MS) / 1000 - (time.monotonic() - began_s)
         stopping = asyncio.gather(*(place.stop(delay_s=delay_s, within_s=within_s) for place in self._places))
         await asyncio.sleep(delay_s)  # until then everything goes on as before
         self.directory.forget_addresses()

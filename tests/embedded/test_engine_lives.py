@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -93,10 +94,11 @@ def owner(pid: int) -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    """Every process below ``pid``."""
+    """Every process below ``pid``; none below one that has ended."""
     children = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        children += [int(child) for child in (task / "children").read_text().split()]
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += [int(child) for child in (task / "children").read_text().split()]
     return [*children, *(deeper for child in children for deeper in descendants(child))]
 
 

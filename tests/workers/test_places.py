@@ -185,6 +185,18 @@ async def test_when_a_successor_cannot_start_the_old_one_stays() -> None:
     assert rig.place.slots == {0}
 
 
+async def test_a_place_is_settled_once_nobody_is_starting_there() -> None:
+    rig = Rig()
+    await rig.place.start()
+    rig.turns = 20
+    rig.lives[-1].end(-9)
+    await rig.until(lambda: rig.begins == 2)
+    await rig.place.settled(0)
+    assert rig.place.pid is None, "it was not waited for"
+    await rig.place.settled(60)
+    assert rig.place.pid is not None
+
+
 async def test_a_stop_that_comes_between_two_lives_is_the_end() -> None:
     rig = Rig()
     await rig.place.start()

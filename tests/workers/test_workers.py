@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ import pytest
 from tests.end_to_end.conftest import NewGateway
 from tests.end_to_end.gateway_process import GatewayProcess, command_line, free_port, poll
 from tests.workers.load import Load, assert_stored_once
+
+CONNECTIONS = 16
+"""So many that the kernel gives some of them to either worker."""
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes through /proc")
 
@@ -31,6 +35,12 @@ def by_worker(gateway: GatewayProcess, name: str) -> dict[str, float]:
     for worker, value in re.findall(rf'^{name}{{.*?worker="(\d+)".*}} (\S+)$', text.decode(), re.MULTILINE):
         found[worker] = found.get(worker, 0.0) + float(value)
     return found
+
+
+def last_status(sender: http.client.HTTPConnection) -> int:
+    """Of the answer; the connection is closed."""
+    with closing(sender), sender.getresponse() as answer:
+        return answer.status
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -118,6 +128,20 @@ def test_a_worker_that_is_asked_to_end_by_somebody_else_is_replaced(new_gateway:
         load.reach(200)
     assert (load.troubles, set(load.answers)) == ({}, {202})
     assert_stored_once(gateway, load)
+
+
+def test_who_connected_to_a_worker_that_is_starting_is_answered_when_the_gateway_stops(new_gateway: NewGateway) -> None:
+    gateway = several(new_gateway, 2)
+    asked = gateway.workers()[0]
+    os.kill(asked, signal.SIGTERM)
+    poll(lambda: asked not in gateway.workers(), within_s=20, what="it has ended")
+    senders = [http.client.HTTPConnection(gateway.listen["ingest"][0], timeout=10) for _ in range(CONNECTIONS)]
+    headers = {"Authorization": f"Bearer {gateway.demo['keys']['loguro']}", "Content-Type": "application/json"}
+    for sender in senders:
+        sender.request("POST", "/", b'{"message":"first come"}', headers)
+    code, _ = gateway.stop()
+    assert code == 0, gateway.log()
+    assert [last_status(sender) for sender in senders] == [202] * CONNECTIONS
 
 
 def test_the_metrics_of_two_workers_add_up(new_gateway: NewGateway) -> None:
