@@ -24,6 +24,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.dialects.dialect import Reply
 from gateway.errors import Disconnected, Malformed, SenderError
 from gateway.http import parts
+from gateway.http.arrivals import Arrivals
 from gateway.http.binding import bind, deafen
 from gateway.http.body import Incoming
 from gateway.http.parts import PartsReply
@@ -32,8 +33,7 @@ from gateway.http.surprise import without_its_text
 log = logging.getLogger(__name__)
 
 _READ_BYTES = 256 << 10
-_BACKLOG = 1024
-_TURNS = 3
+_DEAF_S = 0.02
 _SWEEP_S = 0.5
 # A sender that is still writing sees our refusal only if we read on until it is done; for this long.
 _DRAIN_BYTES_MAX = 64 << 20
@@ -70,7 +70,7 @@ class Listener:
         self._handle = handle
         self.patience = patience
         self._sockets: list[socket.socket] = []
-        self._servers: list[asyncio.Server] = []
+        self._arrivals = Arrivals(self._connection, lambda: len(self.connections))
         self._http: web.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._leaving = self._stopping = False
@@ -94,14 +94,10 @@ class Listener:
                     bound = bind(address)
                     actual.append(bound.text)
                     self._sockets += bound.shares[0]
-            for one in self._sockets:
-                self._servers.append(
-                    await loop.create_server(self._connection, sock=one, backlog=_BACKLOG, start_serving=False)
-                )
-            for server in self._servers:
-                await server.start_serving()
+            self._arrivals.start(self._sockets)
         except OSError:
-            await self.stop(0)
+            for one in self._sockets:
+                one.close()
             raise
         self._sweeper = loop.create_task(self._sweep())
         return actual
@@ -121,17 +117,8 @@ class Listener:
         if not others_go_on:
             for one in self._sockets:
                 deafen(one)
-            await self._turns()  # connections that the kernel had begun are made meanwhile
-        waiting = self._accepted() if deadline_s > 0 else []
-        for server in self._servers:
-            server.close()
-        for one in self._sockets:  # which a start that failed gave to no server
-            one.close()
-        for one in waiting:
-            with suppress(OSError):
-                await asyncio.get_running_loop().connect_accepted_socket(self._connection, one)
-        # What the kernel has given us a moment ago is a connection only after some turns of the loop.
-        await self._turns()
+            await asyncio.sleep(_DEAF_S)  # connections that the kernel had begun are made meanwhile
+        await self._arrivals.stop()
         await self._until_quiet(min(linger_s, deadline_s))
         for connection in list(self.connections):
             if connection.idle:
@@ -150,22 +137,6 @@ class Listener:
     def hurry(self, deadline_s: float) -> None:
         """A stop that is under way ends within ``deadline_s``."""
         asyncio.get_running_loop().call_later(deadline_s, self._quiet.set)
-
-    def _accepted(self) -> list[socket.socket]:
-        """Connections the kernel has made for us and we have not seen: a close would reset them.
-
-        All at once: while the loop turns, those who were answered come back as new ones.
-        """
-        accepted = []
-        for one in self._sockets:
-            with suppress(OSError):  # none is left
-                for _ in range(_BACKLOG + 1):
-                    accepted.append(one.accept()[0])
-        return accepted
-
-    async def _turns(self) -> None:
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
 
     async def _until_quiet(self, seconds: float) -> None:
         """Returns when there are no connections and no requests any more, or after so long."""
