@@ -199,7 +199,9 @@ class Inspection:
                         # What is in front of a whole frame is written by now; when it was read it may not have been.
                         self._read_between(segment, torn[0].offset, found.place.offset)
                         torn = []
-                    self._take(segment, reader, found)
+                    if not self._take(segment, reader, found):
+                        torn.append(found.place)
+                        continue
                     offset = found.place.offset + found.place.bytes
             again = again + 1 if offset == seen else 1
             if not (torn or segment.header_fault) or again > again_max:
@@ -210,26 +212,24 @@ class Inspection:
     def _read_between(self, segment: Segment, start: int, end: int) -> None:
         with SegmentReader(segment.path, segment.name, end) as reader:
             for found in reader.frames(start, whole=self._whole):
-                if isinstance(found, Damage):
+                if isinstance(found, Damage) or not self._take(segment, reader, found):
                     segment.damage.append(found.place)
-                else:
-                    self._take(segment, reader, found)
 
-    def _take(self, segment: Segment, reader: SegmentReader, frame: Frame) -> None:
-        segment.frames[frame.kind] += 1
+    def _take(self, segment: Segment, reader: SegmentReader, frame: Frame) -> bool:
+        """Whether it is whole, as far as it is read; else nothing is taken of it."""
         if frame.kind == Kind.DATA:
             segment.rows += frame.rows
             self._settle(frame.origin, frame.number)
             segment.live[frame.number] = frame
-            return
-        said = reader.members(frame)
-        if said is None:
-            segment.damage.append(frame.place)
+        elif (said := reader.members(frame)) is None:
+            return False
         elif frame.kind == Kind.SEAL:
             segment.seals.append(Sealed(frame.table, said[0], tuple(said[1])))
         else:
             for in_, number in said[1]:
                 self._settle(in_, number)
+        segment.frames[frame.kind] += 1
+        return True
 
     def _settle(self, segment_id: int, number: int) -> None:
         if segment_id in self._segments:

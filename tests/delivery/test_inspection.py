@@ -179,6 +179,31 @@ def test_a_frame_that_is_whole_a_moment_later_is_no_damage(
     assert found.live_rows == (30 if goes_on else 20)
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_seal_whose_list_is_being_written_is_looked_at_again(tmp_path: Path, goes_on: bool) -> None:
+    """Its head is whole already, and payloads are not checked: its list is read all the same."""
+    members = [(NAME.id, number) for number in range(1, 40)]
+    specs = [
+        *(Spec(Kind.DATA, b"block", number, "things", "p", 10) for _, number in members),
+        Spec(Kind.SEAL, listed(members, "token"), table="things"),
+    ]
+    path = placed(tmp_path, specs)
+    whole, seal = path.read_bytes(), segment(specs)[1][-1]
+    half = seal.offset + seal.bytes // 2
+    path.write_bytes(whole[:half] + bytes(len(whole) - half))
+
+    def pause(_: float) -> None:
+        if goes_on:
+            path.write_bytes(whole)
+
+    inspection = Inspection(tmp_path, whole=False, pause=pause)
+    for _ in inspection.read():
+        pass
+    (found,) = inspection.segments
+    assert found.damage == ([] if goes_on else [seal])
+    assert (found.frames[Kind.DATA], found.frames[Kind.SEAL], len(inspection.sealed())) == (39, goes_on, goes_on)
+
+
 def test_inspecting_changes_nothing(tmp_path: Path) -> None:
     path = placed(tmp_path, [Spec(Kind.DATA, b"block", 1, "things", "p", 3, 1_790_000_000_000)])
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
