@@ -4,7 +4,7 @@ ClickHouse does not sync its parts by default. When it dies with its machine it 
 just said OK to. So what was stored is remembered for ``audit_ms``, as long as the spool keeps it, and
 when the server turns out to have started anew, all of it is counted by frames once more. Blocks that
 are gone go back to the spool and from there the usual way; of blocks that are there in part, the rest
-is inserted at once.
+is inserted at once. Rows that became dead letters are to be missing, and stay away from what is inserted.
 
 A server that cannot be asked is asked again; nothing here is in anybody's way.
 """
@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from gateway.delivery.block import Block
 from gateway.delivery.clickhouse import ClickHouse, DeliveryError
@@ -34,15 +35,17 @@ ROUNDS_MAX = 8
 
 @dataclass(slots=True, eq=False)
 class Stored:
-    """A batch that ClickHouse acknowledged ``at`` some clock: its frames and how many rows each has.
+    """A batch that ClickHouse acknowledged ``at`` some clock: its frames and how many rows of each are there.
 
-    ``tokens``: of inserts of the rest of a frame that nobody knows the outcome of.
+    ``dead``: the numbers of its only frame's rows that are not. ``tokens``: of inserts of the rest of a frame, by
+    its number and the first row, that nobody knows the outcome of.
     """
 
     at: float
     table: Table
     rows: dict[Member, int]
-    tokens: dict[int, str] = field(default_factory=dict)
+    dead: Sequence[int]
+    tokens: dict[tuple[int, int], str] = field(default_factory=dict)
 
 
 class Audit:
@@ -69,11 +72,11 @@ class Audit:
         self._looked = 0.0
         self._started: tuple[float, float] | None = None
 
-    def stored(self, table: Table, blocks: Sequence[Block]) -> None:
-        """ClickHouse has acknowledged these blocks now."""
-        rows = {_member(block): block.rows for block in blocks if block.place is not None}
+    def stored(self, table: Table, blocks: Sequence[Block], dead: Sequence[int] = ()) -> None:
+        """ClickHouse has acknowledged these blocks now; of a single one all rows but ``dead``, in order."""
+        rows = {_member(block): block.rows - len(dead) for block in blocks if block.place is not None}
         if rows and self._keep_s:
-            self._stored.append(Stored(self._clock(), table, rows))
+            self._stored.append(Stored(self._clock(), table, rows, dead))
         self._forget()
 
     async def run(self) -> None:
@@ -134,10 +137,7 @@ class Audit:
             )
             rest = {_member(block): block for block in blocks if lost[_member(block)]}
             for block in rest.values():
-                # Nobody knows what became of an attempt before, so it is the same one until there is an answer.
-                token = batch.tokens.setdefault(block.frame, self._token())
-                await self._clickhouse.insert_absent(batch.table, block.data, frame=block.frame, token=token)
-                del batch.tokens[block.frame]
+                await self._insert_rest(batch, block)
             for member in lost.keys() - rest.keys():
                 del batch.rows[member]  # From here on it goes the usual way, or is not in the spool any more.
             for block in blocks:
@@ -146,6 +146,14 @@ class Audit:
             if not rest:
                 return
         log.error("%s: it does not keep rows that are inserted again; does its TTL delete them?", batch.table.name)
+
+    async def _insert_rest(self, batch: Stored, block: Block) -> None:
+        """Insert what is missing of a block."""
+        for run in _between(batch.dead, block.rows):
+            # Nobody knows what became of an attempt before, so it is the same one until there is an answer.
+            token = batch.tokens.setdefault((block.frame, run[0]), self._token())
+            await self._clickhouse.insert_absent(batch.table, block.data, frame=block.frame, token=token, rows=run)
+            del batch.tokens[block.frame, run[0]]
 
     async def _lost(self, batch: Stored) -> dict[Member, int]:
         """The frames of which rows are missing, and how many are there."""
@@ -156,6 +164,13 @@ class Audit:
         return {
             member: there.get(member[1], 0) for member, rows in batch.rows.items() if there.get(member[1], 0) < rows
         }
+
+
+def _between(dead: Sequence[int], rows: int) -> Iterator[tuple[int, int]]:
+    """The first and the last of the rows of each run without a dead one."""
+    for before, after in pairwise((-1, *dead, rows)):
+        if before + 1 < after:
+            yield before + 1, after - 1
 
 
 def _member(block: Block) -> Member:

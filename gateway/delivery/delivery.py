@@ -328,8 +328,8 @@ class Delivery:
         )
         self._cut_soon()
 
-    def _stored(self, table: Table, blocks: Sequence[Block]) -> None:
-        self._audit.stored(table, blocks)
+    def _stored(self, table: Table, blocks: Sequence[Block], dead: Sequence[int]) -> None:
+        self._audit.stored(table, blocks, dead)
         self._wake.set()
 
     def _lost_there(self, block: Block) -> None:

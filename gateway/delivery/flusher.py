@@ -69,7 +69,7 @@ class Flusher:
         wall: Callable[[], float],
         random: Callable[[], float],
         letters: DeadLetters,
-        on_stored: Callable[[Table, Sequence[Block]], None],
+        on_stored: Callable[[Table, Sequence[Block], Sequence[int]], None],
     ) -> None:
         self._ring = ring
         self._spool = spool
@@ -457,7 +457,7 @@ class Flusher:
         for block in blocks:
             block.promise.reach(Durability.STORED)
         self._settled(batch, blocks)
-        self._on_stored(batch.table, blocks)
+        self._on_stored(batch.table, blocks, ())
 
     def _are_taken(self, queue: Queue) -> None:
         """The table takes rows now."""
@@ -469,17 +469,17 @@ class Flusher:
         for waiting in (*queue.waiting, *queue.aside):
             waiting.due = 0.0
 
-    def _is_buried(self, batch: Batch, block: Block, dead: int) -> None:
-        """A block of a batch is settled: ``dead`` of its rows are dead letters, the others are in the table."""
+    def _is_buried(self, batch: Batch, block: Block, dead: Sequence[int]) -> None:
+        """A block of a batch is settled: the rows ``dead`` are dead letters, the others are in the table."""
         if not dead:
             self._are_stored(batch, [block])
             return
         table = batch.table.name
-        log.error("%s: %d rows that it will never take are dead letters now: `weir replay`", table, dead)
+        log.error("%s: %d rows that it will never take are dead letters now: `weir replay`", table, len(dead))
         self._spool.skip(table, [block])
-        self._metrics.rows_dead_lettered.add(dead, table)
-        self._settled(batch, [block], dead=dead)
-        self._on_stored(batch.table, [])
+        self._metrics.rows_dead_lettered.add(len(dead), table)
+        self._settled(batch, [block], dead=len(dead))
+        self._on_stored(batch.table, [block], dead)
 
     def _settled(self, batch: Batch, blocks: list[Block], *, dead: int = 0) -> None:
         """Nothing is left to do for these blocks of a batch; all of their rows but ``dead`` are in the table."""

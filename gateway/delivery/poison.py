@@ -23,7 +23,7 @@ table is parked: a person has to look.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.delivery.batch import Batch, Hunt, Isolation, Queue
 from gateway.delivery.block import Block
@@ -71,7 +71,7 @@ class Isolator:
     """Searches refused batches. ``wall``: seconds since 1970.
 
     ``deliver`` sends a batch until it is known to be stored. ``attempt`` counts what it awaits as an insert.
-    ``taken`` is told when a table takes rows, ``stored`` that blocks of a batch are there, ``buried`` that so many
+    ``taken`` is told when a table takes rows, ``stored`` that blocks of a batch are there, ``buried`` which
     rows of one are not, but in dead letters.
     """
 
@@ -88,7 +88,7 @@ class Isolator:
         attempt: Callable[[Table, Awaitable[None]], Awaitable[None]],
         taken: Callable[[Queue], None],
         stored: Callable[[Batch, list[Block]], None],
-        buried: Callable[[Batch, Block, int], None],
+        buried: Callable[[Batch, Block, Sequence[int]], None],
     ) -> None:
         self._clickhouse = clickhouse
         self._spool = spool
@@ -247,7 +247,6 @@ class Isolator:
     async def _bury(self, batch: Batch, block: Block, hunt: Hunt) -> None:
         """Write down the dead letters of a frame, and only then be done with it."""
         letters: list[Letter] = []
-        dead = block.rows if hunt.broken else len(hunt.bad)
         if hunt.broken:
             letters = [letter_of_block(block, hunt.broken, self._wall())]
         numbers = sorted(hunt.bad)
@@ -260,7 +259,7 @@ class Isolator:
             ]
         if letters:
             await self._change(self._letters.write, block.table, block.frame, letters)
-        self._buried(batch, block, dead)
+        self._buried(batch, block, range(block.rows) if hunt.broken else numbers)
 
     async def _change(self, change: Callable[..., None], *arguments: object) -> None:
         """Change the dead letters in a thread. Raises a DeliveryError when that cannot be done now."""

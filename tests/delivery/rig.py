@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -68,6 +70,15 @@ def answered(status: int, code: int = 0, text: str = "", *, written: int | None 
     if written is not None:
         headers.append(("X-ClickHouse-Summary", f'{{"written_rows":"{written}"}}'))
     return Fault("answer", status=status, headers=tuple(headers), body=text.encode())
+
+
+async def crash(rig: Rig, engine: Engine) -> None:
+    """Kill the server and wait for the next one."""
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: engine.pid not in (None, pid), "another server is there")
+    await until_it(lambda: answers(rig.direct), "it answers")
 
 
 async def until(true: Callable[[], bool], what: str) -> None:

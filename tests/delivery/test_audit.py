@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Sequence
 from typing import cast
 
@@ -14,20 +12,11 @@ from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.segments import Place
 from tests.delivery.conftest import OpenRig
-from tests.delivery.rig import Engine, Rig, answers, until, until_it
+from tests.delivery.rig import Engine, Rig, crash, until, until_it
 from tests.delivery.things import DAY_NS, NOON_NS, things
 
 FIRST_DAY = NOON_NS // DAY_NS
 KEPT = {"audit_ms": 600_000.0}
-
-
-async def crash(rig: Rig, engine: Engine) -> None:
-    """Kill the server and wait for the next one."""
-    pid = engine.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    await until(lambda: engine.pid not in (None, pid), "another server is there")
-    await until_it(lambda: answers(rig.direct), "it answers")
 
 
 async def test_rows_lost_with_a_crash_are_inserted_again(

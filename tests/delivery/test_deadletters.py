@@ -22,7 +22,7 @@ from gateway.delivery.seals import Sealed, disjoint
 from gateway.delivery.segments import Frame, Kind, SegmentReader, members_of, segment_name
 from gateway.schema import create_table
 from tests.delivery.conftest import OpenRig
-from tests.delivery.rig import Engine, Rig, answered, rig, until, until_it
+from tests.delivery.rig import Engine, Rig, answered, crash, rig, until, until_it
 from tests.delivery.things import NOON_NS, THINGS, numbered, things, write
 from tests.support.proxy import Fault
 
@@ -59,6 +59,10 @@ def letters(rig: Rig) -> list[dict[str, Any]]:
 
 def files(slot: Path) -> list[LetterFile]:
     return DeadLetters(slot, bytes_max=0).files()
+
+
+async def holds(rig: Rig, rows: int) -> bool:
+    return len(await rig.stored()) >= rows
 
 
 def buried(rig: Rig) -> list[int]:
@@ -120,6 +124,49 @@ async def test_rows_that_are_all_bad_are_all_kept(plain: Rig) -> None:
     assert buried(plain) == list(range(40))
     assert plain.metrics.rows_stored.values.get(("things",), 0) == 0
     plain.check_counters()
+
+
+@pytest.mark.parametrize("loss", ["TRUNCATE TABLE {}", "ALTER TABLE {} DELETE WHERE Number % 3 = 0"])
+async def test_rows_beside_dead_letters_come_again_when_clickhouse_loses_them(
+    open_rig: OpenRig, engine: Engine, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    monkeypatch.setattr("gateway.delivery.audit.LOOK_S", 0.05)
+    good = sorted(set(range(100)) - {7, 8})
+    async with open_rig(audit_ms=600_000.0) as rig_:
+        await narrow(rig_)
+        send(rig_, range(100), [7, 8])
+        await rig_.flush()
+        assert (await rig_.stored(), buried(rig_)) == (good, [7, 8])
+        await rig_.run(loss.format(f"`{rig_.direct.database}`.things") + " SETTINGS mutations_sync = 2")
+        assert await rig_.stored() != good
+        await crash(rig_, engine)
+        await until_it(lambda: holds(rig_, len(good)), "the rows are back")
+        await rig_.flush()
+        assert (await rig_.stored(), buried(rig_)) == (good, [7, 8])
+        rig_.check_counters()
+
+
+async def test_a_frame_with_dead_letters_that_is_there_is_left_alone(
+    open_rig: OpenRig, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    count = ClickHouse.rows_by_frame
+
+    async def rows_by_frame(clickhouse: ClickHouse, *arguments: Any) -> dict[int, int]:
+        found = await count(clickhouse, *arguments)
+        counted.append(sum(found.values()))
+        return found
+
+    monkeypatch.setattr("gateway.delivery.audit.LOOK_S", 0.05)
+    async with open_rig(audit_ms=600_000.0) as rig_:
+        await narrow(rig_)
+        send(rig_, range(100), [7, 8])
+        await rig_.flush()
+        monkeypatch.setattr(ClickHouse, "rows_by_frame", rows_by_frame)
+        await crash(rig_, engine)
+        await until(lambda: counted == [98], "it was counted")
+        await rig_.flush()
+        assert sum(rig_.metrics.rows_recovered.values.values()) == 0
 
 
 async def test_poison_delays_no_other_rows(open_rig: OpenRig) -> None:
