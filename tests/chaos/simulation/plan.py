@@ -72,6 +72,9 @@ def plan(seed: int) -> Plan:
         return sorted(random.random() * trouble_s for _ in range(random.choice((0, 0, 1, 2, most))))
 
     requests, poison = _requests(random, trouble_s, together)
+    late = _late(Random(f"late {seed}"), _after(requests))
+    if one_in(Random(f"poison among the late {seed}"), 2):
+        poison.update(request.rows[0][1][2] for request in late[::2])
     return Plan(
         settings=_settings(random),
         requests=requests,
@@ -117,7 +120,7 @@ def plan(seed: int) -> Plan:
         loses=random.choice((0.0, 0.1, 0.5)),
         adoption_cut=some(0.5),
         flushes=[(at, random.randrange(together)) for at in moments(3)],
-        late=_late(random, max((max(numbers) for request in requests for _, numbers in request.rows), default=0) + 1),
+        late=late,
         insists=Random(f"sent again {seed}").random() < 0.25,
     )
 
@@ -186,6 +189,11 @@ def _requests(random: Random, trouble_s: float, together: int) -> tuple[list[Req
             )
         )
     return requests, poison
+
+
+def _after(requests: list[Request]) -> int:
+    """The first number that none of them has."""
+    return max((max(numbers) for request in requests for _, numbers in request.rows), default=0) + 1
 
 
 def _late(random: Random, first: int) -> list[Request]:

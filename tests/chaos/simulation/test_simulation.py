@@ -6,12 +6,13 @@ More seeds: ``python -m tests.chaos.simulation``; a seed that fails is shown by 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
 
 from gateway.delivery.audit import Audit
+from gateway.delivery.block import Block
 from gateway.delivery.flusher import Flusher
 from gateway.delivery.ledger import Ledger
 from gateway.delivery.segments import SegmentReader
@@ -38,6 +39,8 @@ PINNED = {
     1642: "a SEAL that was never synced is believed after a kill, and lost with the power later",
     61096: "a server that dies twice within three seconds",
     51402: "a SEAL of a frame that is damaged is never forgotten",
+    5000510: "rows stored beside dead letters are lost by the server",
+    5001273: "of rows stored beside dead letters the server has lost some",
     203498: "a file that could not be synced is removed before its rows are written again",
 }
 """Seeds that found something, and what."""
@@ -100,6 +103,16 @@ def test_without_a_count_after_doubt_rows_are_lost(monkeypatch: pytest.MonkeyPat
         return None
 
     monkeypatch.setattr(Flusher, "_missing", all_there)
+    assert "is lost" in found()
+
+
+def test_without_an_audit_of_frames_with_dead_letters_rows_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = Audit.stored
+
+    def of_whole_frames(audit: Audit, table: Table, blocks: Sequence[Block], dead: Sequence[int] = ()) -> None:
+        stored(audit, table, [] if dead else blocks)
+
+    monkeypatch.setattr(Audit, "stored", of_whole_frames)
     assert "is lost" in found()
 
 
