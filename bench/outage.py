@@ -29,6 +29,8 @@ from tests.support.gateway import Gateway
 
 BODIES = 64
 """Different requests; they come in turn."""
+SPOOL_BYTES_MAX = 64 << 30
+"""Room for half an hour at the rate, which takes about 15 GB."""
 DRAINED_S = 1_800.0
 
 
@@ -101,7 +103,12 @@ async def measure(directory: Path, seconds: float, rate: int) -> dict[str, float
     clickhouse = ClickHouse(url)
     await clickhouse.start()
     await clickhouse.create_tables(schema.TABLES, retention_days=3_650)
-    gateway = Gateway(directory / "data", clickhouse__url=url, clickhouse__retention_days="3650")
+    gateway = Gateway(
+        directory / "data",
+        clickhouse__url=url,
+        clickhouse__retention_days="3650",
+        delivery__spool_bytes_max=str(SPOOL_BYTES_MAX),
+    )
     await asyncio.to_thread(gateway.start)
     (worker,) = workers_of(gateway.pid)
     await engine.stop()
