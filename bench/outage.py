@@ -35,9 +35,9 @@ DRAINED_S = 1_800.0
 
 
 def workers_of(supervisor: int) -> list[int]:
-    """Process ids of a gateway's workers."""
+    """Process ids of a gateway's workers; not of the shells that wait to become one."""
     children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    return [int(pid) for pid in children if b"gateway.workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().startswith("weir-worker")]
 
 
 def rss_mib(pid: int) -> float:
