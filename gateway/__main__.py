@@ -16,7 +16,7 @@ from types import FrameType
 import uvloop
 
 from gateway import config
-from gateway.workers.shells import Shells
+from gateway.workers.shells import Shells, allow_open_files
 
 
 def main() -> int:
@@ -42,6 +42,7 @@ def _begin(runner: asyncio.Runner, shells: Shells) -> None:
     options.add_argument("--config", type=Path)
     given, _ = options.parse_known_args(sys.argv[2:])
     with suppress(config.ConfigError):  # the command says what is wrong
+        allow_open_files()
         runner.run(shells.start(config.load(given.config, os.environ).workers))
 
 

@@ -41,8 +41,9 @@ from gateway.dialects import registry
 from gateway.embedded.child import EngineFailed
 from gateway.engines import clickhouse_client, control_store, lacking, migrate_tables, reach
 from gateway.foundation import CannotStart
+from gateway.tenants.errors import ControlError
 from gateway.tenants.pat_store import PatStore
-from gateway.tenants.postgres import ControlError, ControlStore
+from gateway.tenants.postgres import ControlStore
 from gateway.terminal import Progress
 from gateway.workers import supervisor
 from gateway.workers.shells import Shells

@@ -23,7 +23,8 @@ from gateway.config import Config
 from gateway.data_dir import DataDir
 from gateway.delivery.clickhouse import Ambiguous, Busy, ClickHouse, DeliveryError
 from gateway.engines import Engines, clickhouse_client, control_store, lacking
-from gateway.tenants.postgres import ControlStore, StoreUnavailable
+from gateway.tenants.errors import StoreUnavailable
+from gateway.tenants.postgres import ControlStore
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """What the spool asks of a disk. A test puts another one here: one that fails, fills up, or forgets.
 
-All methods block and raise OSError. They are called by the writer's thread alone.
+All methods block and raise OSError. An open file is the writer's thread's alone; paths are anybody's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 
 ROOM_BYTES = 64
-"""So many zeros at the end of a file are room behind what is written."""
+"""So many zeros at the end of a file are room behind what is written; the writer never uses them."""
 _BUFFERS_MAX = 512
 """Of one pwritev; the system takes 1,024."""
 

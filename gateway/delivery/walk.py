@@ -82,29 +82,31 @@ def _walk_one(reader: SegmentReader, walk: Walk, quarantine: Quarantine) -> None
         else:
             walk.records(frame, *said)
     data = [frame for frame in frames if frame.kind == Kind.DATA]
-    walk.live(segment, data)
     end = frames[-1].place.offset + frames[-1].place.bytes if frames else HEADER_BYTES
-    walk.written[segment] = max(end, reader.written)
+    written = max(end, reader.written)
     in_order = bool(frames) and end == reader.end
-    _take_keys(reader, walk, [frame for frame in data if frame.keys_bytes], in_order=in_order)
+    keys = _keys(reader, walk, [frame for frame in data if frame.keys_bytes], in_order=in_order)
+    # What counts comes last: a segment that cannot be read to its end is walked again from its beginning.
+    walk.written[segment] = written
+    walk.lives.add(segment >> SEQUENCE_BITS)
+    walk.keys += keys
+    walk.live(segment, data)
 
 
-def _take_keys(reader: SegmentReader, walk: Walk, frames: Sequence[Frame], *, in_order: bool) -> None:
+def _keys(reader: SegmentReader, walk: Walk, frames: Sequence[Frame], *, in_order: bool) -> list[bytes]:
     """The keys of frames that were not refused, and are there.
 
     A segment that was left ``in_order`` ends with its last frame. In one that was not, or was the last of its life,
     the power may have torn what nobody was promised: a key of that must not stand for rows that are lost.
     """
     segment = reader.name.id
-    life = segment >> SEQUENCE_BITS
-    is_last = life not in walk.lives
-    walk.lives.add(life)
-    for frame in frames:
-        if frame.number in walk.void.get(segment, ()):
-            continue
-        is_torn = (is_last or not in_order) and reader.payload(frame) is None
-        if not is_torn:
-            walk.keys.append(reader.keys(frame))
+    void = walk.void.get(segment, ())
+    is_doubtful = not in_order or segment >> SEQUENCE_BITS not in walk.lives
+    return [
+        reader.keys(frame)
+        for frame in frames
+        if frame.number not in void and not (is_doubtful and reader.payload(frame) is None)
+    ]
 
 
 class Walk:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.delivery.disk import Disk
+from gateway.delivery.disk import ROOM_BYTES, Disk
 from gateway.delivery.segments import (
     ALIGNMENT,
     HEADER_BYTES,
@@ -101,13 +101,13 @@ class Left:
 
 
 class _Active:
-    """The segment that is written into."""
+    """The segment that is written into, up to ``end``: the room behind it tells that it was not left in order."""
 
-    __slots__ = ("descriptor", "dirty", "name", "offset", "path", "size")
+    __slots__ = ("descriptor", "dirty", "end", "name", "offset", "path", "size")
 
     def __init__(self, name: SegmentName, path: Path, descriptor: int, size: int) -> None:
         self.name, self.path, self.descriptor, self.size = name, path, descriptor, size
-        self.offset = HEADER_BYTES
+        self.offset, self.end = HEADER_BYTES, size - ROOM_BYTES
         self.dirty = False
 
 
@@ -234,7 +234,7 @@ class Writer:
         offset = active.offset
         for entry in entries:
             size = entry.framed_bytes
-            if offset + size > active.size or entry.origin == active.name.id:
+            if offset + size > active.end or entry.origin == active.name.id:
                 break
             head, tail = framed(
                 active.name,
@@ -270,17 +270,18 @@ class Writer:
         A copy goes to another segment than its original: what is said of a frame is said by segment and number.
         """
         wanted, active = entries[0].framed_bytes, self._active
-        if active is not None and active.offset + wanted <= active.size and entries[0].origin != active.name.id:
+        least = HEADER_BYTES + wanted + ROOM_BYTES
+        if active is not None and active.offset + wanted <= active.end and entries[0].origin != active.name.id:
             return active
         self._leave()
         vital = entries[0].kind != Kind.DATA
-        for size in self._sizes(HEADER_BYTES + wanted):
+        for size in self._sizes(least):
             try:
                 return self._open(size)
             except OSError as error:
                 failure = error
         if vital and self._release_reserve():
-            return self._open(max(SEGMENT_BYTES_MIN, HEADER_BYTES + wanted + -wanted % ALIGNMENT))
+            return self._open(max(SEGMENT_BYTES_MIN, least + -least % ALIGNMENT))
         raise failure
 
     def _sizes(self, least: int) -> Iterator[int]:

@@ -32,7 +32,7 @@ from gateway.reading.logs import LEVEL_OF, LEVELS
 from gateway.reading.matches import HEARTBEAT
 from gateway.reading.status import TIMEOUT_S_MAX, TIMEOUT_S_MIN
 from gateway.tenants.alerts import AlertStore
-from gateway.tenants.postgres import AlreadyThere, StoreUnavailable
+from gateway.tenants.errors import AlreadyThere, StoreUnavailable
 from gateway.tenants.records import AlertRecord, Project
 
 NAME_CHARS_MAX, TEXT_CHARS_MAX, KEY_CHARS_MAX = 200, 1000, 200

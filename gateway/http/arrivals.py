@@ -33,7 +33,7 @@ class Arrivals:
     def __init__(self, make: Callable[[], asyncio.Protocol], held: Callable[[], int]) -> None:
         self._make = make
         self._held = held
-        self._sockets: list[socket.socket] = []
+        self._sockets: Sequence[socket.socket] = ()
         self._making: set[asyncio.Task[None]] = set()
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
         self._told_s = float("-inf")
@@ -41,16 +41,16 @@ class Arrivals:
         self._held_max = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _FILES_KEPT, _FILES_KEPT)
 
     def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Listens on these; they are closed at the end. Raises OSError when somebody else does."""
-        self._sockets = list(sockets)
-        for one in self._sockets:
+        """Listens on these, which stay the caller's to close. Raises OSError when somebody else does."""
+        for one in sockets:
             one.setblocking(False)
             one.listen(_BACKLOG)
-        for one in self._sockets:
+        self._sockets = sockets
+        for one in sockets:
             self._listen(one)
 
-    async def stop(self) -> None:
-        """Takes all that the kernel has made for us, which a close would reset; returns when each has its protocol.
+    def stop(self) -> None:
+        """Takes what the kernel has made for us, which a close would reset, and no more from now on.
 
         All at once: while the loop turns, those who were answered come back as new ones.
         """
@@ -60,16 +60,13 @@ class Arrivals:
                 self._pauses.pop(one).cancel()
             loop.remove_reader(one)
             with suppress(OSError):  # none is left, or none is to be had
-                for _ in range(_BACKLOG + 1):
+                for _ in range(self._held_max - self._held() - len(self._making)):
                     self._take(one)
-        self.close()
-        await asyncio.gather(*self._making)
+        self._sockets = ()
 
-    def close(self) -> None:
-        """Closes the sockets."""
-        for one in self._sockets:
-            one.close()
-        self._sockets = []
+    async def made(self) -> None:
+        """Returns when each connection that was taken has its protocol."""
+        await asyncio.gather(*self._making)
 
     def _listen(self, one: socket.socket) -> None:
         self._pauses.pop(one, None)

@@ -33,7 +33,7 @@ from gateway.dialects.dialect import Reply
 from gateway.errors import Conflict, Failed, GatewayError, Invalid, Malformed, NotFound, WeirError
 from gateway.http.api import ApiRequest, ApiRoute, json_reply
 from gateway.tenants.datasets import DatasetStore
-from gateway.tenants.postgres import AlreadyThere, ControlError, Missing, NotAcceptable
+from gateway.tenants.errors import AlreadyThere, ControlError, Missing, NotAcceptable
 from gateway.tenants.records import DatasetRecord
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ draft's quotes are taken as part of the key, and may be left away. A reply that 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import shake_256
 
@@ -43,10 +44,9 @@ def with_ids(request: Request, digest: bytes, first_s: int) -> Request:
     return replace(request, mint=mint, minted_ns=first_s * 1_000_000_000)
 
 
-def pauses_s() -> Iterator[float]:
+def pauses_s(clock: Callable[[], float] = time.monotonic) -> Iterator[float]:
     """How long to wait before each new try: it may cost a decoding, so ever longer."""
-    waited_s, pause_s = 0.0, PAUSE_FIRST_S
-    while waited_s < WAIT_S:
+    ends_s, pause_s = clock() + WAIT_S, PAUSE_FIRST_S
+    while clock() < ends_s:
         yield pause_s
-        waited_s += pause_s
         pause_s = min(2 * pause_s, PAUSE_MAX_S)

@@ -7,8 +7,11 @@ every broken request; this adds what is missing and keeps each answer in one TCP
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import socket
+import sys
+import termios
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -96,8 +99,7 @@ class Listener:
                     self._sockets += bound.shares[0]
             self._arrivals.start(self._sockets)
         except OSError:
-            for one in self._sockets:
-                one.close()
+            self._close()
             raise
         self._sweeper = loop.create_task(self._sweep())
         return actual
@@ -118,7 +120,9 @@ class Listener:
             for one in self._sockets:
                 deafen(one)
             await asyncio.sleep(_DEAF_S)  # connections that the kernel had begun are made meanwhile
-        await self._arrivals.stop()
+        self._arrivals.stop()
+        self._close()
+        await self._arrivals.made()
         await self._until_quiet(min(linger_s, deadline_s))
         for connection in list(self.connections):
             if connection.idle:
@@ -137,6 +141,11 @@ class Listener:
     def hurry(self, deadline_s: float) -> None:
         """A stop that is under way ends within ``deadline_s``."""
         asyncio.get_running_loop().call_later(deadline_s, self._quiet.set)
+
+    def _close(self) -> None:
+        for one in self._sockets:
+            one.close()
+        self._sockets = []
 
     async def _until_quiet(self, seconds: float) -> None:
         """Returns when there are no connections and no requests any more, or after so long."""
@@ -254,6 +263,9 @@ class Connection(web.RequestHandler):
         if self.header_began_s is not None and self.header_began_s < now_s - patience.header_s:
             self.force_close()
         unread_bytes = self._pipe.get_write_buffer_size()
+        if unread_bytes:
+            # The system takes more of ours by the megabyte, so what it still has of the last one counts as well.
+            unread_bytes += in_flight_bytes(self._pipe)
         if not unread_bytes or unread_bytes != self._unread_bytes:
             self._unread_bytes, self._unread_since_s = unread_bytes, now_s
         elif self._unread_since_s < now_s - patience.idle_s:
@@ -319,6 +331,16 @@ class Connection(web.RequestHandler):
         response = _response(reply)
         response.force_close()
         return response
+
+
+def in_flight_bytes(pipe: asyncio.WriteTransport) -> int:
+    """What the system has of a connection's answers that the other side has not; 0 where it does not say."""
+    count = bytearray(4)
+    try:
+        fcntl.ioctl(pipe.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
+    except OSError:
+        return 0
+    return int.from_bytes(count, sys.byteorder)
 
 
 def unforeseen(surprise: BaseException) -> Reply:

@@ -30,7 +30,7 @@ from gateway.reading.logs import (
     LogReader,
     TooMany,
 )
-from gateway.tenants.postgres import StoreUnavailable
+from gateway.tenants.errors import StoreUnavailable
 from gateway.tenants.records import Project
 
 log = logging.getLogger(__name__)

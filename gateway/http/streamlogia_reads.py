@@ -53,7 +53,7 @@ from gateway.reading.streamlogia import (
     rfc3339,
     rfc3339_ns,
 )
-from gateway.tenants.postgres import StoreUnavailable
+from gateway.tenants.errors import StoreUnavailable
 from gateway.tenants.records import Project
 
 T = TypeVar("T")

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from gateway.tenants.postgres import AlreadyThere, ControlStore
+from gateway.tenants.errors import AlreadyThere
+from gateway.tenants.postgres import ControlStore
 from gateway.tenants.records import AlertRecord
 
 PER_PROJECT_MAX, IN_ALL_MAX = 100, 10_000
@@ -76,7 +77,7 @@ class AlertStore:
         """A new alert of a project that is there. AlreadyThere: there are as many as there may be."""
         owner = uuid.UUID(project_id)
         settings = (name, levels, contains, context_key, context_value, timeout_s, cooldown_s, webhook_url, enabled)
-        async with self._store.connection() as connection, connection.transaction():
+        async with self._store.transaction() as connection:
             await connection.execute(_LOCK_PROJECT, owner)
             there = await connection.fetchrow(_COUNT, owner)
             if there["here"] >= PER_PROJECT_MAX:

@@ -12,7 +12,8 @@ import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from gateway.tenants.postgres import AlreadyThere, ControlStore, Missing, NotAcceptable
+from gateway.tenants.errors import AlreadyThere, Missing, NotAcceptable
+from gateway.tenants.postgres import ControlStore
 from gateway.tenants.records import DatasetRecord
 
 NO_PROJECT = "Project not found"
@@ -118,7 +119,7 @@ class DatasetStore:
         """
         if dataset_id is None:
             await self._make_default(project_slug)
-        async with self._store.connection() as connection, connection.transaction():
+        async with self._store.transaction() as connection:
             project_id = await _project(connection, project_slug)
             found = _dataset(_there(await connection.fetchrow(_LOCK, project_id, dataset_id), dataset_id))
             if found.fields is not None:
@@ -131,7 +132,7 @@ class DatasetStore:
             await self._create(project_slug, _DEFAULT_NAME, "", is_default=True)
 
     async def _create(self, project_slug: str, name: str, description: str, *, is_default: bool) -> DatasetRecord:
-        async with self._store.connection() as connection, connection.transaction():
+        async with self._store.transaction() as connection:
             project_id = await _project(connection, project_slug, _LOCK_PROJECT)
             there = [_dataset(row) for row in await connection.fetch(_LIST, project_id)]
             default = next((dataset for dataset in there if dataset.is_default), None)

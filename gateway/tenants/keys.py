@@ -34,8 +34,9 @@ from pathlib import Path
 
 from gateway.errors import KeysUnavailable
 from gateway.tenants import snapshot
+from gateway.tenants.errors import StoreUnavailable
 from gateway.tenants.minting import KEY_CHARS_MAX, digest_of
-from gateway.tenants.postgres import KeyFeed, StoreUnavailable
+from gateway.tenants.postgres import KeyFeed
 from gateway.tenants.records import KeyRecord, KeyTable
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gateway.errors import KeysUnavailable, Unauthorized
+from gateway.tenants.errors import StoreUnavailable
 from gateway.tenants.minting import PAT_PREFIX, digest_of, is_damaged
-from gateway.tenants.postgres import StoreUnavailable
 from gateway.tenants.records import PatRecord
 
 REMEMBERED_S = 0.5

@@ -26,6 +26,7 @@ from typing import Any
 
 import asyncpg
 
+from gateway.tenants.errors import AlreadyThere, ControlError, MigrationError, Missing, NotAcceptable, StoreUnavailable
 from gateway.tenants.minting import digest_of, mint, prefix_of
 from gateway.tenants.origins import normal_origin
 from gateway.tenants.records import DEFAULT_PLAN, KeyRecord, KeyTable, Plan, Project, Settled, Share
@@ -55,30 +56,6 @@ MIGRATION_DIRECTORIES = (
 _MIGRATION_NAME = re.compile(r"(?P<number>[0-9]{4})_[a-z0-9_]+\.sql", re.ASCII)
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
 _DIALECT = re.compile(r"[a-z][a-z0-9]{0,31}", re.ASCII)
-
-
-class ControlError(Exception):
-    """The control plane cannot do what was asked. The text is for a person: what is wrong, what to do."""
-
-
-class StoreUnavailable(ControlError):
-    """Postgres is away, refused us or did not answer in time. Trying again later may help."""
-
-
-class NotAcceptable(ControlError):
-    """An argument is not one this can take."""
-
-
-class AlreadyThere(ControlError):
-    """The name is taken."""
-
-
-class Missing(ControlError):
-    """There is nothing by that name."""
-
-
-class MigrationError(ControlError):
-    """The migration files and the database do not agree."""
 
 
 _KEY_COLUMNS = """
@@ -217,7 +194,7 @@ class ControlStore:
         A migration that this version does not have (a newer one ran) is left alone.
         """
         migrations = read_migrations(directory)
-        async with self.connection() as connection, connection.transaction(readonly=dry_run):
+        async with self.transaction(readonly=dry_run) as connection:
             if dry_run:
                 ledger_exists = await connection.fetchval(_HAS_LEDGER)
             else:
@@ -365,6 +342,14 @@ class ControlStore:
         """A connection of the pool, for the statements of datasets.py and pat_store.py."""
         with _translated():
             async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+                with _cut_short(connection):
+                    yield connection
+
+    @asynccontextmanager
+    async def transaction(self, *, readonly: bool = False) -> AsyncIterator[Any]:
+        """The same within a transaction: all is done, or nothing."""
+        async with self.connection() as connection, connection.transaction(readonly=readonly):
+            with _cut_short(connection):
                 yield connection
 
 
@@ -413,12 +398,13 @@ class KeyFeed:
         revoked: list[bytes] = []
         with _translated():
             async with self._connection.transaction(isolation="repeatable_read", readonly=True):
-                change = int(await self._connection.fetchval(_READ_CHANGE))
-                async for row in self._connection.cursor(_LOAD_KEYS, prefetch=LOAD_ROWS):
-                    if row["revoked_at"] is None:
-                        live[row["sha256"]] = _key(row)
-                    else:
-                        revoked.append(row["sha256"])
+                with _cut_short(self._connection):
+                    change = int(await self._connection.fetchval(_READ_CHANGE))
+                    async for row in self._connection.cursor(_LOAD_KEYS, prefetch=LOAD_ROWS):
+                        if row["revoked_at"] is None:
+                            live[row["sha256"]] = _key(row)
+                        else:
+                            revoked.append(row["sha256"])
         return KeyTable(change, live, frozenset(revoked))
 
     def close(self) -> None:
@@ -478,17 +464,36 @@ def _translated() -> Iterator[None]:
         yield
     except (asyncpg.IntegrityConstraintViolationError, ControlError):
         raise
-    except asyncpg.PostgresError as error:
-        raise StoreUnavailable(f"Postgres refused: {error} (SQLSTATE {error.sqlstate})") from None
-    except TimeoutError:
-        raise StoreUnavailable("Postgres did not answer in time") from None
-    except OSError as error:
-        raise StoreUnavailable(f"Postgres cannot be reached: {error.strerror or error}") from None
-    except (asyncpg.InterfaceError, ValueError) as error:
-        # Their texts may quote the connection string with its password.
-        raise StoreUnavailable(
-            f"no connection to Postgres ({type(error).__name__}); check postgres.dsn: postgresql://user:password@host:port/database"
-        ) from None
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # Whatever went wrong on the way out: who is told otherwise would go on for ever.
+            raise asyncio.CancelledError from None
+        raise StoreUnavailable(_trouble(error)) from None
+
+
+def _trouble(error: Exception) -> str:
+    if isinstance(error, asyncpg.PostgresError):
+        return f"Postgres refused: {error} (SQLSTATE {error.sqlstate})"
+    if isinstance(error, TimeoutError):
+        return "Postgres did not answer in time"
+    if isinstance(error, OSError):
+        return f"Postgres cannot be reached: {error.strerror or error}"
+    # Its text may quote the connection string with its password.
+    return (
+        f"no connection to Postgres ({type(error).__name__}); "
+        "check postgres.dsn: postgresql://user:password@host:port/database"
+    )
+
+
+@contextmanager
+def _cut_short(connection: Any) -> Iterator[None]:
+    """Who is cancelled, or out of time, cuts the connection at once: its polite end may hang as well."""
+    try:
+        yield
+    except (asyncio.CancelledError, TimeoutError):
+        connection.terminate()
+        raise
 
 
 def _pending(migrations: Sequence[Migration], applied: dict[str, bytes]) -> list[Migration]:

@@ -38,7 +38,8 @@ import msgspec
 
 from gateway.errors import SubscriptionRequired
 from gateway.tenants import snapshot
-from gateway.tenants.postgres import StoreUnavailable, UsageFeed
+from gateway.tenants.errors import StoreUnavailable
+from gateway.tenants.postgres import UsageFeed
 from gateway.tenants.records import Settled, Share
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 import sys
@@ -67,6 +68,13 @@ def given(end: socket.socket) -> list[int]:
     """The shell's side: wait for descriptors. Empty when the supervisor is gone."""
     _, descriptors, _, _ = socket.recv_fds(end, 1, DESCRIPTORS_MAX)
     return descriptors
+
+
+def allow_open_files() -> None:
+    """As many as the system lets us, for the processes inherit it: a connection is a file, and 1,024 are soon gone."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def be_called(name: str) -> None:

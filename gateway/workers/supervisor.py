@@ -17,9 +17,7 @@ import errno
 import json
 import logging
 import os
-import resource
 import signal
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -45,12 +43,11 @@ from gateway.tenants.rates import shared_buckets
 from gateway.workers.channel import Ended, Orders
 from gateway.workers.lives import Life, WorkerFailed
 from gateway.workers.places import Place
-from gateway.workers.shells import Shells
+from gateway.workers.shells import Shells, allow_open_files
 
 logger = logging.getLogger(__name__)
 
 _PROBE_STOP_S = 0.2
-_SETTLE_S = 3.0
 _BIND_S_MAX = 1.0
 _BIND_POLL_S = 0.05
 _TAKE_OVER_S = 10.0
@@ -209,19 +206,23 @@ class Supervisor(Collector):
                 raise outcome
 
     async def _stop_workers(self) -> None:
-        began_s = time.monotonic()
         # Whoever has connected to a worker that died is served by the one that follows, or it would be cut off.
-        await asyncio.gather(*(place.settled(_SETTLE_S) for place in self._places))
+        await asyncio.gather(*(place.settled(self._spare_s()) for place in self._places))
         # Theirs are open still. When the last of them closes, new connections are refused and do not wait.
         for bound in self._bound:
             for one in (one for share in bound.shares for one in share):
                 one.close()
         delay_s = self._delay_s
-        within_s = (STOP_MS_MAX - ENGINES_MS) / 1000 - (time.monotonic() - began_s)
+        within_s = (STOP_MS_MAX - ENGINES_MS) / 1000 - self._spare_s()
         stopping = asyncio.gather(*(place.stop(delay_s=delay_s, within_s=within_s) for place in self._places))
         await asyncio.sleep(delay_s)  # until then everything goes on as before
         self.directory.forget_addresses()
         self._last = [last for lasts in await stopping for last in lasts]
+
+    def _spare_s(self) -> float:
+        """What a stop has left when everything in it takes as long as it may."""
+        stop = self.config.shutdown
+        return (STOP_MS_MAX - ENGINES_MS - stop.delay_ms - stop.requests_ms_max - stop.flush_ms_max) / 1000
 
     async def _begin(self, number: int, slot: int | None) -> Life:
         """A worker that accepts, on ``slot`` or on a free one. Raises WorkerFailed."""
@@ -284,7 +285,7 @@ async def serve(config: Config, read_again: Callable[[], Config], *, shells: She
 
     ``read_again`` gives the settings as they are now, or raises ConfigError.
     """
-    _allow_open_files()
+    allow_open_files()
     loop = asyncio.get_running_loop()
     asked_to_stop, asked_to_roll = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -358,13 +359,6 @@ async def _bind_soon(address: str, processes: int) -> Bound:
             if error.errno != errno.EADDRINUSE or asyncio.get_running_loop().time() > deadline:
                 raise
             await asyncio.sleep(_BIND_POLL_S)
-
-
-def _allow_open_files() -> None:
-    """As many as the system lets us, for the workers inherit it: a connection is a file, and 1,024 are soon gone."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.errors import GatewayError
 from gateway.http import alerts
-from gateway.tenants.postgres import StoreUnavailable
+from gateway.tenants.errors import StoreUnavailable
 from tests.datasets.rig import House, Project
 
 ADDRESS = "https://hooks.example.com/T0/secret"

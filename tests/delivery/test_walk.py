@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
+import pytest
+
 from gateway.delivery.quarantine import Quarantine
-from gateway.delivery.segments import Kind, Member, Place, SegmentName, listed
+from gateway.delivery.segments import KEY_BYTES, Kind, Member, Place, SegmentName, listed
 from gateway.delivery.walk import Walk, walk_segments
 from gateway.delivery.writer import Writer
 from tests.delivery.disks import Recording, failing
@@ -119,3 +122,40 @@ def test_what_is_written_ends_with_what_is_torn(tmp_path: Path) -> None:
     (tmp_path / OLD.file).write_bytes(torn)
     walk = walk_segments([(OLD, tmp_path / OLD.file)], Quarantine(tmp_path), lambda path: None)
     assert places[1].offset < walk.written[OLD.id] <= places[1].offset + places[1].bytes
+
+
+@pytest.mark.parametrize("room_bytes", [0, 1 << 12])
+def test_a_segment_that_cannot_be_read_to_its_end_counts_once_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room_bytes: int
+) -> None:
+    specs = [data(7), Spec(Kind.DATA, b"a block", 8, "things", "p", 3, keys=bytes(KEY_BYTES))]
+    path = tmp_path / OLD.file
+    path.write_bytes(segment(specs, OLD, room_bytes=room_bytes)[0])
+    reads = Reads(monkeypatch)
+
+    def said() -> tuple[object, ...]:
+        reads.count = 0
+        walk = walk_segments([(OLD, path)], Quarantine(tmp_path), lambda _: None)
+        return walk.frames, walk.live_bytes, walk.rows, walk.project_bytes, walk.unread, walk.keys, walk.unreadable
+
+    expected = said()
+    assert expected[0] == {OLD.id: 2}
+    for nth in range(1, reads.count + 1):
+        reads.fails = nth
+        assert said() == expected
+
+
+class Reads:
+    """Reads of a disk that fails at the ``fails``-th of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = self.fails = 0
+        self._read = os.pread
+        monkeypatch.setattr("gateway.delivery.segments.os.pread", self._fail_or_read)
+        monkeypatch.setattr("gateway.delivery.walk.PAUSE_S", 0.0)
+
+    def _fail_or_read(self, descriptor: int, size: int, offset: int) -> bytes:
+        self.count += 1
+        if self.count == self.fails:
+            raise OSError(errno.EIO, "Input/output error")
+        return self._read(descriptor, size, offset)

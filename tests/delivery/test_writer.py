@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.delivery import writer as module
-from gateway.delivery.disk import Disk
+from gateway.delivery.disk import ROOM_BYTES, Disk
 from gateway.delivery.segments import Kind, Place, segment_name
 from gateway.delivery.writer import RESERVE, Entry, Left, Opened, Writer
 from tests.delivery.disks import Medium, Recording, Small, failing, frames
@@ -288,6 +288,20 @@ async def test_a_failure_fails_its_whole_group_and_the_file_is_never_touched_aga
     assert of_it[of_it.index(what, 4) :][-1] == "close"
     assert of_it[-2:] == [what, "close"], "after the failure it is closed and nothing else"
     assert set(disk.after_a_power_cut(tmp_path / "b")) >= {0, 5}
+
+
+@pytest.mark.parametrize("payload_bytes", [*range(SEGMENT_BYTES - 320, SEGMENT_BYTES, 8), 5 * SEGMENT_BYTES])
+async def test_a_file_that_was_not_left_in_order_ends_with_room(tmp_path: Path, payload_bytes: int) -> None:
+    """However full it is: by the room one sees that the memory may hold of it what the medium does not."""
+    disk = Recording()
+    async with writing(tmp_path, disk) as bench:
+        disk.fails = failing("sync", errno.EIO, times=1)
+        bench.append(b"x" * payload_bytes)
+        await bench.end()
+        assert bench.entries[0].error is not None
+    hurt = bench.files()[0].read_bytes()
+    assert b"x" * payload_bytes in hurt
+    assert hurt[-ROOM_BYTES:] == bytes(ROOM_BYTES)
 
 
 class Stubborn(Writer):

@@ -23,7 +23,7 @@ from gateway.http.streamlogia_export import AT_ONCE_MAX, SECONDS_MAX
 from gateway.http.streamlogia_reads import routes
 from gateway.reading.logs import LogReader
 from gateway.reading.streamlogia import Place, StreamlogiaReader, identity, identity_of, rfc3339, rfc3339_ns, shown_id
-from gateway.tenants.postgres import StoreUnavailable
+from gateway.tenants.errors import StoreUnavailable
 from gateway.tenants.rates import Buckets, shared_buckets
 from gateway.tenants.records import PatRecord, Project
 

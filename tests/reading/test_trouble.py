@@ -19,7 +19,7 @@ from gateway.http.api import Api
 from gateway.http.body import Incoming
 from gateway.http.reads import routes
 from gateway.reading.logs import Filters, LogReader, Query, TooMany
-from gateway.tenants.postgres import StoreUnavailable
+from gateway.tenants.errors import StoreUnavailable
 from gateway.tenants.records import PatRecord, Project
 from tests.reading.rig import Project as SendingProject
 

@@ -51,13 +51,17 @@ class Clock:
 
 
 class Proxy:
-    """TCP to Postgres, with faults: ``hang`` passes nothing on in either direction, ``cut`` ends and refuses all."""
+    """TCP to Postgres, with faults: ``hang`` passes nothing on in either direction, ``cut`` ends and refuses all.
+
+    ``hang_at``: it hangs from the moment that somebody says this.
+    """
 
     def __init__(self, dsn: str) -> None:
         self._target = urlsplit(dsn)
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._refusing = False
+        self.hang_at = b""
         self._pipes: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -72,6 +76,10 @@ class Proxy:
         assert self._server is not None
         self._server.close()
         await self.cut()
+
+    @property
+    def is_hanging(self) -> bool:
+        return not self._flowing.is_set()
 
     def hang(self) -> None:
         self._flowing.clear()
@@ -100,6 +108,8 @@ class Proxy:
         try:
             with suppress(OSError):
                 while data := await source.read(65536):
+                    if self.hang_at and self.hang_at in data:
+                        self.hang()
                     await self._flowing.wait()
                     sink.write(data)
                     await sink.drain()

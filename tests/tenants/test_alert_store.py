@@ -17,7 +17,8 @@ from gateway.metrics import Metrics
 from gateway.reading.matches import Found
 from gateway.tenants import alerts
 from gateway.tenants.alerts import AlertStore
-from gateway.tenants.postgres import AlreadyThere, ControlStore
+from gateway.tenants.errors import AlreadyThere
+from gateway.tenants.postgres import ControlStore
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 MADE: dict[str, Any] = {

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from gateway.tenants.errors import AlreadyThere, Missing, NotAcceptable
 from gateway.tenants.minting import CHECKSUM_CHARS, is_damaged, mint
 from gateway.tenants.pat_store import PatStore
-from gateway.tenants.postgres import AlreadyThere, ControlStore, KeyFeed, Missing, NotAcceptable
+from gateway.tenants.postgres import ControlStore, KeyFeed
 from gateway.tenants.records import Plan
 
 ALPHANUMERIC_40 = "[0-9A-Za-z]{40}"

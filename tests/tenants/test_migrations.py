@@ -9,7 +9,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gateway.tenants.postgres import ControlStore, MigrationError, NotAcceptable, StoreUnavailable, read_migrations
+from gateway.tenants.errors import MigrationError, NotAcceptable, StoreUnavailable
+from gateway.tenants.postgres import ControlStore, read_migrations
 
 
 @pytest.fixture

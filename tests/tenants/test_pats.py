@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 import pytest
 
 from gateway.errors import KeysUnavailable, Unauthorized
+from gateway.tenants.errors import StoreUnavailable
 from gateway.tenants.minting import PAT_PREFIX, mint
 from gateway.tenants.pat_store import PatStore
 from gateway.tenants.pats import REMEMBERED_MAX, REMEMBERED_S, Pats
-from gateway.tenants.postgres import ControlStore, StoreUnavailable
+from gateway.tenants.postgres import ControlStore
 from gateway.tenants.records import PatRecord
 
 

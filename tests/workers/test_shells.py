@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import signal
 import socket
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 from gateway.workers.shells import DESCRIPTORS_MAX, Shell, Shells
 from tests.end_to_end.conftest import NewGateway
 from tests.end_to_end.gateway_process import GatewayProcess, command_line, name_of, poll
+
+FEW_FILES = 1024
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/comm").exists(), reason="looks at processes through /proc")
 
@@ -45,6 +49,19 @@ def test_a_shell_that_dies_is_missed_by_nobody(new_gateway: NewGateway) -> None:
     os.kill(worker, signal.SIGKILL)
     poll(lambda: gateway.workers() not in ([worker], []), within_s=20, what="another one serves")
     assert gateway.stop()[0] == 0
+
+
+def test_every_worker_may_open_as_many_files_as_the_system_lets_it(new_gateway: NewGateway) -> None:
+    """A connection is a file, and what shells and services begin with is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_FILES, hard))
+    try:
+        gateway = new_gateway().start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for pid in (gateway.pid, *gateway.workers(), *one_waits(gateway)):
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert re.search(rf"^Max open files +{hard} +{hard} ", limits, re.MULTILINE), limits
 
 
 def test_a_roll_is_with_new_processes(new_gateway: NewGateway) -> None:

@@ -54,8 +54,13 @@ class Rig:
             while not condition():  # noqa: ASYNC110 - nothing tells it
                 await asyncio.sleep(0)
 
+    async def stop_listening(self) -> None:
+        self.arrivals.stop()
+        self.listening.close()
+        await self.arrivals.made()
+
     async def stop(self) -> None:
-        await self.arrivals.stop()
+        await self.stop_listening()
         self._open.close()
 
 
@@ -86,11 +91,18 @@ async def test_hundreds_who_come_at_once_are_taken_in_a_few_turns_of_the_loop(ri
 async def test_who_waits_at_a_stop_is_taken_and_nobody_after_it(rig: Rig) -> None:
     senders = rig.connect(MANY)
     address = rig.listening.getsockname()
-    await rig.arrivals.stop()
+    await rig.stop_listening()
     assert len(rig.came) == MANY
     await assert_greeted(senders)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address, WAIT_S)
+
+
+async def test_a_stop_takes_no_more_than_there_are_descriptors_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.held = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - arrivals._FILES_KEPT - 5
+    rig.connect(MANY)
+    await rig.stop_listening()
+    assert len(rig.came) == 5, "the others' descriptors are the spool's and ClickHouse's"
 
 
 async def test_newcomers_wait_while_connections_have_all_the_descriptors_they_may(

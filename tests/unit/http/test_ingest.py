@@ -148,11 +148,15 @@ async def test_it_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> Non
     house.check_sums()
 
 
-def test_the_pauses_grow_and_come_to_what_is_waited() -> None:
-    pauses_s = list(idempotency.pauses_s())
-    assert pauses_s == sorted(pauses_s)
-    assert idempotency.WAIT_S <= sum(pauses_s) < idempotency.WAIT_S + idempotency.PAUSE_MAX_S
-    assert len(pauses_s) < 30, "each may cost a decoding"
+@pytest.mark.parametrize("try_s", [0.0, 1.0])
+def test_the_pauses_grow_and_with_the_tries_come_to_what_is_waited(try_s: float) -> None:
+    now_s, waited_s = [0.0], [0.0]
+    for pause_s in idempotency.pauses_s(lambda: now_s[0]):
+        waited_s.append(pause_s)
+        now_s[0] += pause_s + try_s
+    assert waited_s == sorted(waited_s), "each try may cost a decoding"
+    assert idempotency.WAIT_S <= now_s[0] < idempotency.WAIT_S + idempotency.PAUSE_MAX_S + try_s
+    assert len(waited_s) < 30
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {KEY}"}])

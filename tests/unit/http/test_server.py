@@ -484,6 +484,22 @@ async def test_an_address_that_is_taken_is_named_and_the_others_are_given_back()
             await server.start()
 
 
+async def test_who_cannot_listen_says_so_and_stops_in_order() -> None:
+    """The port was free when it was taken, and another one listens meanwhile."""
+    sockets: list[socket.socket] = []
+    for _ in range(2):
+        one = socket.socket()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(sockets[0].getsockname() if sockets else ("127.0.0.1", 0))
+        sockets.append(one)
+    sockets[0].listen()
+    with sockets[0]:
+        server = IngestServer([sockets[1]], House().ingest, [lines()])
+        with pytest.raises(OSError, match="Address already in use"):
+            await server.start()
+        await server.stop(0.05)
+
+
 def test_aiohttps_slow_parser_is_not_served_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_parser, "HttpRequestParser", http_parser.HttpRequestParserPy)
 
