@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
-ROOM_BYTES = 64
-"""So many zeros at the end of a file are room behind what is written; the writer never uses them."""
+from gateway.delivery.segments import ROOM_BYTES
+
 _BUFFERS_MAX = 512
 """Of one pwritev; the system takes 1,024."""
 

@@ -6,7 +6,7 @@ by its name. Ordinals only say which is older.
 
     segment   header, then frames without gaps, each beginning at a multiple of 8, then zeros
     header    0 magic "WEIRSPL\\n" | 8 version u32 | 12 zero u32 | 16 id u64 | 24 milliseconds since 1970 u64
-              | 32 zeros | 60 CRC32C of the 60 before                                    (64 bytes)
+              | 32 bytes it was made with u64 | 40 zeros | 60 CRC32C of the 60 before    (64 bytes)
     frame     0 magic | 4 CRC of the head | 8 CRC of the payload | 12 payload bytes u32
               | 16 type u8 | 17 table bytes u8 | 18 project bytes u8 | 19 flag u8 | 20 rows u32
               | 24 number u64 | 32 milliseconds since 1970 u64 | 40 origin u64            (48 bytes)
@@ -21,7 +21,10 @@ by its name. Ordinals only say which is older.
     SKIP      the same: these frames are not to be inserted (dead-lettered or damaged). With the token "void" they
               were never promised: their senders were told so, and their keys stand for nothing.
 
-Version 1 is the same without keys.
+Version 1 is the same without keys. Before the header said how large a file was made, it said 0.
+
+A file that is smaller than it was made was cut behind its last frame when it was left, or ``ROOM_BYTES`` behind
+that at a start after a crash: more zeros at its end are damage. In one that is as large, they are room.
 
 All numbers are little-endian. Both CRCs are CRC32C, seeded with (segment id, offset of the
 frame): a frame that is left over from another file, or was written to another place, does not
@@ -66,11 +69,13 @@ NAME_BYTES_MAX = 255
 KEY_BYTES = 32
 VOID = "void"
 
-_HEADER = struct.Struct("<8sI4xQQ28x")
+_HEADER = struct.Struct("<8sI4xQQQ20x")
 _HEAD = struct.Struct("<4sIIIBBBBIQQQ")
 _BEHIND_HEAD_CRC = struct.Struct("<IIBBBBIQQQ")
 _SEED = struct.Struct("<QQ")
 _CRC = _KEYS = struct.Struct("<I")
+ROOM_BYTES = 64
+"""So many zeros at the end of a file are room behind what is written; the writer never uses them."""
 _NAME = re.compile(r"([0-9a-f]{10})-([0-9a-f]{16})\.seg")
 _WINDOW_BYTES_MIN, _WINDOW_BYTES = 512, 1 << 20
 _ZEROS = bytes(_WINDOW_BYTES)
@@ -152,9 +157,9 @@ def found_segments(directory: Path) -> list[tuple[SegmentName, Path]]:
     return sorted((name, path) for name, path in named if name is not None)
 
 
-def header(name: SegmentName, at_ms: int) -> bytes:
-    """The first bytes of a segment that is made at ``at_ms``."""
-    start = _HEADER.pack(MAGIC, VERSION, name.id, at_ms)
+def header(name: SegmentName, at_ms: int, size: int = 0) -> bytes:
+    """The first bytes of a segment that is made at ``at_ms`` with ``size`` bytes, 0: nobody says."""
+    start = _HEADER.pack(MAGIC, VERSION, name.id, at_ms, size)
     return start + _CRC.pack(crc32c(start))
 
 
@@ -166,7 +171,7 @@ def header_fault(name: SegmentName, start: bytes) -> str:
     """What is wrong with a segment's first bytes, in words; empty when nothing is. Raises ForeignSegment."""
     if len(start) < HEADER_BYTES or crc32c(start[:60]) != _CRC.unpack_from(start, 60)[0]:
         return "its header is damaged"
-    magic, version, id_, _ = _HEADER.unpack_from(start)
+    magic, version, id_, _, _ = _HEADER.unpack_from(start)
     if magic != MAGIC:
         return "it is not a segment of a spool"
     if version not in VERSIONS_READ:
@@ -243,8 +248,8 @@ class SegmentReader:
     def __init__(self, path: Path, name: SegmentName, end: int | None = None) -> None:
         self.name = name
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        size = os.fstat(self._descriptor).st_size
-        self.end = size if end is None else min(end, size)
+        self._size = os.fstat(self._descriptor).st_size
+        self.end = self._size if end is None else min(end, self._size)
 
     def __enter__(self) -> SegmentReader:
         return self
@@ -274,14 +279,22 @@ class SegmentReader:
             frame = self.frame(offset)
             if frame is None:
                 found = self._next(offset + ALIGNMENT)
-                # Nothing is written behind a gap; behind the last frame there is room.
-                dirty = self.written if found is None else found
+                dirty = self._dirty(offset) if found is None else found
                 if dirty > offset:
                     yield Damage(Place(self.name.id, offset, dirty - offset))
                 offset = self.end if found is None else found
                 continue
             yield frame if not whole or self.payload(frame) is not None else Damage(frame.place)
             offset += frame.place.bytes
+
+    def _dirty(self, offset: int) -> int:
+        """Where what is no frame ends, from ``offset`` on, behind which there is none: where the room begins."""
+        start = self._read(0, HEADER_BYTES)
+        if self.end == self._size and not header_fault(self.name, start):
+            *_, made_with = _HEADER.unpack_from(start)
+            if self._size < made_with and self._size - max(offset, self.written) > ROOM_BYTES:
+                return self._size
+        return self.written
 
     def frame(self, offset: int) -> Frame | None:
         """The frame at ``offset`` if its head passes; its payload is not read."""

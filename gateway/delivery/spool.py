@@ -41,7 +41,7 @@ from functools import partial
 
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.compaction import Compaction
-from gateway.delivery.disk import ROOM_BYTES, Disk
+from gateway.delivery.disk import Disk
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.idempotency import Idempotency
 from gateway.delivery.keyfiles import KeyFiles
@@ -50,6 +50,7 @@ from gateway.delivery.quarantine import Quarantine
 from gateway.delivery.seals import Sealed, disjoint
 from gateway.delivery.segments import (
     HEADER_BYTES,
+    ROOM_BYTES,
     VOID,
     Damage,
     Frame,

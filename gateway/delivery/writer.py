@@ -27,10 +27,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.delivery.disk import ROOM_BYTES, Disk
+from gateway.delivery.disk import Disk
 from gateway.delivery.segments import (
     ALIGNMENT,
     HEADER_BYTES,
+    ROOM_BYTES,
     Kind,
     Place,
     SegmentName,
@@ -296,7 +297,7 @@ class Writer:
         path = self._directory / name.file
         descriptor = self._disk.create(path, size)
         try:
-            self._disk.write(descriptor, [header(name, int(self._wall() * 1000))], 0)
+            self._disk.write(descriptor, [header(name, int(self._wall() * 1000), size)], 0)
             self._disk.sync_file(descriptor)
             self._disk.sync_directory(self._directory)
         except OSError:
@@ -318,12 +319,22 @@ class Writer:
                 self._disk.sync(active.descriptor)
         except OSError as error:
             log.error("spool: %s could not be synced when it was left: %s", active.name.file, error.strerror)  # noqa: TRY400
+            self._close(active)
+            return
         try:
             self._disk.leave(active.descriptor, active.offset)
         except OSError as error:
             log.warning("spool: %s keeps its room: %s", active.name.file, error.strerror)
             active.offset = active.size
         self._call(self._tell, Left(active.name.id, active.offset))
+
+    def _close(self, active: _Active) -> None:
+        """Be done with a file of which nobody knows what the medium has; by its room it is known later."""
+        try:
+            self._disk.close(active.descriptor)
+        except OSError:
+            log.warning("spool: %s could not be closed", active.name.file)
+        self._call(self._tell, Left(active.name.id, active.size))
 
     def _abandon(self, entries: list[Entry], error: OSError) -> list[Entry]:
         """Fail entries and never touch the file they were meant for again; returns those to be tried once more."""
@@ -336,11 +347,7 @@ class Writer:
             if len(rest) < len(entries):
                 return rest
         else:
-            try:
-                self._disk.close(active.descriptor)
-            except OSError:
-                log.warning("spool: %s could not be closed", active.name.file)
-            self._call(self._tell, Left(active.name.id, active.size))
+            self._close(active)
         self.failures += 1
         self._call(_failed, entries, error, active.name.id if active is not None else None)
         return []

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.delivery.disk import ROOM_BYTES, Disk
+from gateway.delivery.disk import Disk
+from gateway.delivery.segments import ROOM_BYTES
 
 PAGES = 64
 

@@ -19,6 +19,7 @@ from gateway.delivery.segments import (
     FRAME_MAGIC,
     HEAD_BYTES,
     HEADER_BYTES,
+    ROOM_BYTES,
     Damage,
     ForeignSegment,
     Frame,
@@ -326,6 +327,31 @@ def test_a_zeroed_frame_between_others_is_damage(tmp_path: Path) -> None:
     frames, damage = read(tmp_path, image)
     assert [frame.place for frame, _ in frames] == [places[0], places[1], places[3], places[4]]
     assert damage == [Damage(hurt)]
+
+
+@pytest.mark.parametrize("zeroed", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("made_with", "room_bytes", "is_seen"),
+    [(1 << 16, 0, True), (1 << 16, ROOM_BYTES, True), (0, 0, False)],
+    ids=["left in order", "cut at a start", "of before"],
+)
+def test_frames_that_are_zeroed_up_to_the_end_of_a_file_that_was_cut_are_damage(
+    tmp_path: Path, zeroed: int, made_with: int, room_bytes: int, is_seen: bool
+) -> None:
+    image, places = segment([Spec(Kind.DATA, b"a block" * 20, number) for number in range(3)], room_bytes=room_bytes)
+    at = places[-zeroed].offset
+    hurt = header(NAME, AT_MS, made_with) + image[HEADER_BYTES:at] + bytes(len(image) - at)
+    frames, damage = read(tmp_path, hurt)
+    assert [frame.number for frame, _ in frames] == list(range(3 - zeroed))
+    assert damage == [Damage(Place(NAME.id, at, len(image) - at))] * is_seen
+
+
+@pytest.mark.parametrize("room_bytes", [0, ROOM_BYTES, 1 << 12])
+def test_the_room_of_a_file_is_no_damage(tmp_path: Path, room_bytes: int) -> None:
+    image, places = segment([Spec(Kind.DATA, b"a block", number) for number in range(3)], room_bytes=room_bytes)
+    made_with = len(image) if room_bytes > ROOM_BYTES else 1 << 16
+    frames, damage = read(tmp_path, header(NAME, AT_MS, made_with) + image[HEADER_BYTES:])
+    assert ([frame.place for frame, _ in frames], damage) == (places, [])
 
 
 def test_a_damaged_payload_costs_its_frame_even_before_a_damaged_head(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from gateway.delivery import writer as module
-from gateway.delivery.disk import ROOM_BYTES, Disk
-from gateway.delivery.segments import Kind, Place, segment_name
+from gateway.delivery.disk import Disk
+from gateway.delivery.segments import ROOM_BYTES, Kind, Place, segment_name
 from gateway.delivery.writer import RESERVE, Entry, Left, Opened, Writer
 from tests.delivery.disks import Medium, Recording, Small, failing, frames
 from tests.delivery.rig import until
