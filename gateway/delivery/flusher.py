@@ -124,7 +124,8 @@ class Flusher:
         """Take charge of a batch that an earlier life sealed: nobody knows whether it was sent."""
         batch = Batch.of(table, sealed.token, blocks)
         batch.sealed = batch.doubtful = True
-        batch.answered = False  # Only the same token shows what became of it.
+        # Only the same token shows what became of it, unless some of it is there.
+        batch.answered, batch.unsure = False, batch.answered
         batch.run = sealed.run
         queue = self._queues[table.name]
         if sealed.over:
@@ -322,6 +323,9 @@ class Flusher:
         """Return when every row of the batch is known to be stored."""
         if not batch.sealed:
             await self._seal_on_disk(batch)
+        if batch.unsure:
+            batch.answered = bool(await counted(self._clickhouse, batch.table, batch.blocks))
+            batch.unsure = False
         if not batch.answered:
             written = await self._insert(batch)
             batch.answered = True

@@ -65,8 +65,10 @@ def _walk_one(reader: SegmentReader, walk: Walk, quarantine: Quarantine) -> None
         log.error("spool: %s: %s; going by its name", reader.name.file, fault)
         quarantine.take(reader, Place(segment, 0, HEADER_BYTES))
     frames: list[Frame] = []
+    damage_end = 0
     for found in reader.frames():
         if isinstance(found, Damage):
+            damage_end = found.place.offset + found.place.bytes
             quarantine.take(reader, found.place)
         elif found.origin and reader.payload(found) is None:
             quarantine.take(reader, found.place)  # It takes the place of nothing, and is no block to be lost.
@@ -83,7 +85,8 @@ def _walk_one(reader: SegmentReader, walk: Walk, quarantine: Quarantine) -> None
             walk.records(frame, *said)
     data = [frame for frame in frames if frame.kind == Kind.DATA]
     end = frames[-1].place.offset + frames[-1].place.bytes if frames else HEADER_BYTES
-    written = max(end, reader.written)
+    # Damage stays to be seen: the next start has to know as well that something may have been said there.
+    written = max(end, reader.written, damage_end)
     in_order = bool(frames) and end == reader.end
     keys = _keys(reader, walk, [frame for frame in data if frame.keys_bytes], in_order=in_order)
     # What counts comes last: a segment that cannot be read to its end is walked again from its beginning.

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from gateway.delivery.segments import ROOM_BYTES
 from tests.chaos.frames import FrameAt, frames_of
 from tests.chaos.gateway import World
 from tests.chaos.load import settle
@@ -45,6 +46,19 @@ def zero_page(path: Path, choose: random.Random, end: int) -> list[Hit]:
     return [(at, at + PAGE_BYTES)]
 
 
+def zero_tail(path: Path, choose: random.Random, end: int) -> list[Hit]:
+    """All from a frame on. Of a file that a crash has left nobody could tell, so there it is a bit."""
+    frames = frames_of(path)
+    size = path.stat().st_size
+    if not frames or frames[-1].end + ROOM_BYTES < size:
+        return flip(path, choose, end)
+    at = choose.choice(frames).start
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes(size - at))
+    return [(at, size)]
+
+
 def truncate(path: Path, choose: random.Random, end: int) -> list[Hit]:
     """The end is gone."""
     at = choose.randrange(end)
@@ -70,7 +84,7 @@ def swap(path: Path, choose: random.Random, end: int) -> list[Hit]:
     return [(one.start, one.start + length), (other.start, other.start + length)]
 
 
-DAMAGES: tuple[Callable[[Path, random.Random, int], list[Hit]], ...] = (flip, zero_page, truncate, swap)
+DAMAGES: tuple[Callable[[Path, random.Random, int], list[Hit]], ...] = (flip, zero_page, zero_tail, truncate, swap)
 
 
 class RotRounds(Rounds):

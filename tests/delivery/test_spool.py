@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from gateway.delivery.block import Block, Durability
 from gateway.delivery.disk import Disk
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.ledger import Ledger
-from gateway.delivery.segments import Frame, Kind, SegmentName, SegmentReader, header, segment_name
+from gateway.delivery.segments import Frame, Kind, Place, SegmentName, SegmentReader, header, segment_name
 from gateway.errors import Overloaded
 from tests.delivery.conftest import OpenRig
 from tests.delivery.disks import Recording, failing
@@ -239,6 +240,46 @@ async def test_a_damaged_frame_is_lost_alone_and_counted(engine: Engine, tmp_pat
             assert after.metrics.rows_damaged.values == {("things",): 100}
             after.check_counters()
             assert list(copy.rglob("quarantine/*"))
+
+
+async def test_rows_whose_later_seal_is_damaged_are_not_doubled_under_the_earlier_one(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """Nothing came of the first token, so they were inserted under another one; and all that was said of it is gone."""
+    async with rig(engine, tmp_path / "a", plan=AWAY) as before:
+        await kept(before, range(1_000))
+        await until(lambda: bool(seals(before.frames.place)), "it is sealed")
+        sealed, database = killed(tmp_path / "a", tmp_path / "b"), before.direct.database
+        later = shutil.copytree(sealed, tmp_path / "c")
+        for path, place in seals(later):
+            struck(path, place.offset + 4)
+        async with rig(engine, later, database=database) as under_another_token:
+            await under_another_token.flush()
+            assert await under_another_token.stored() == list(range(1_000))
+        for path, place in seals(sealed):
+            struck(path, place.offset + place.bytes)  # what stood behind it
+        async with rig(engine, sealed, database=database) as after:
+            await after.flush()
+            assert await after.stored() == list(range(1_000))
+
+
+def seals(directory: Path) -> list[tuple[Path, Place]]:
+    """Where the SEALs below a directory are."""
+    found = []
+    for path in directory.rglob("*.seg"):
+        name = segment_name(path)
+        assert name is not None
+        with SegmentReader(path, name) as reader:
+            frames = [one for one in reader.frames() if isinstance(one, Frame)]
+            found += [(path, frame.place) for frame in frames if frame.kind == Kind.SEAL]
+    return found
+
+
+def struck(path: Path, at: int) -> None:
+    """One bit of a file is another one."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x10
+    path.write_bytes(data)
 
 
 async def test_a_parked_table_does_not_keep_the_disk_of_the_others(engine: Engine, tmp_path: Path) -> None:

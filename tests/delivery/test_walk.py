@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.delivery.quarantine import Quarantine
-from gateway.delivery.segments import KEY_BYTES, Kind, Member, Place, SegmentName, listed
+from gateway.delivery.segments import HEADER_BYTES, KEY_BYTES, Kind, Member, Place, SegmentName, header, listed
 from gateway.delivery.walk import Walk, walk_segments
 from gateway.delivery.writer import Writer
 from tests.delivery.disks import Recording, failing
@@ -122,6 +122,16 @@ def test_what_is_written_ends_with_what_is_torn(tmp_path: Path) -> None:
     (tmp_path / OLD.file).write_bytes(torn)
     walk = walk_segments([(OLD, tmp_path / OLD.file)], Quarantine(tmp_path), lambda path: None)
     assert places[1].offset < walk.written[OLD.id] <= places[1].offset + places[1].bytes
+
+
+def test_zeros_that_are_damage_are_not_taken_for_room(tmp_path: Path) -> None:
+    """They are not cut away, so that every start sees them."""
+    image, places = segment([data(7), data(8)], OLD)
+    hurt = header(OLD, 0, 1 << 16) + image[HEADER_BYTES : places[1].offset] + bytes(places[1].bytes)
+    (tmp_path / OLD.file).write_bytes(hurt)
+    quarantine = Quarantine(tmp_path)
+    walk = walk_segments([(OLD, tmp_path / OLD.file)], quarantine, lambda path: None)
+    assert (walk.written, quarantine.damaged_bytes) == ({OLD.id: len(hurt)}, places[1].bytes)
 
 
 @pytest.mark.parametrize("room_bytes", [0, 1 << 12])
