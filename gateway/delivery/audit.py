@@ -135,7 +135,7 @@ class Audit:
                 len(lost),
                 len(blocks),
             )
-            rest = {_member(block): block for block in blocks if lost[_member(block)]}
+            rest = {_member(block): block for block in blocks if lost[_member(block)] or batch.dead}
             for block in rest.values():
                 await self._insert_rest(batch, block)
             for member in lost.keys() - rest.keys():
@@ -157,6 +157,11 @@ class Audit:
 
     async def _lost(self, batch: Stored) -> dict[Member, int]:
         """The frames of which rows are missing, and how many are there."""
+        if batch.dead and batch.rows:
+            # Those that a replay has stored meanwhile stand for no others.
+            ((member, rows),) = batch.rows.items()
+            found = len(await self._clickhouse.stored_rows(batch.table, member[1]) - set(batch.dead))
+            return {member: found} if found < rows else {}
         there: dict[int, int] = {}
         frames = [frame for _, frame in batch.rows]
         for start in range(0, len(frames), FRAMES_PER_COUNT):

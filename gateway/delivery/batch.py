@@ -34,8 +34,8 @@ class Batch:
     ``sealed``: its SEAL is on disk. ``doubtful``: some attempt's outcome is not known. ``answered``: a
     clean OK came, or no attempt can still come through; from here on frames are counted. ``run``: it is
     those of a run of rows of one frame that are not there. ``poison``: the server refused these very rows; from then on
-    ``isolation`` is how far the search for the guilty ones got. ``unsure``: an earlier life sealed it, and what it
-    said later may be damaged: that nothing came of this token, and that the rows were inserted under another one.
+    ``isolation`` is how far the search for the guilty ones got. ``unsure_until``: an earlier life sealed it and may
+    have inserted it under another token (``Sealed.unsure``); the clock when nothing of that life is under way any more.
     """
 
     table: Table
@@ -47,7 +47,7 @@ class Batch:
     sealed: bool = False
     doubtful: bool = False
     answered: bool = False
-    unsure: bool = False
+    unsure_until: float = 0.0
     run: Run | None = None
     poison: bool = False
     isolation: Isolation | None = None

@@ -51,6 +51,9 @@ from gateway.schema import Table
 
 log = logging.getLogger(__name__)
 
+UNDER_WAY_S = 60.0
+"""How long what a process has sent may go on in the server after the process has ended: as long as we wait for it."""
+
 
 class Flusher:
     """The flusher of one ring. ``random`` gives numbers in [0, 1), ``wall`` seconds since 1970."""
@@ -124,8 +127,9 @@ class Flusher:
         """Take charge of a batch that an earlier life sealed: nobody knows whether it was sent."""
         batch = Batch.of(table, sealed.token, blocks)
         batch.sealed = batch.doubtful = True
-        # Only the same token shows what became of it, unless some of it is there.
-        batch.answered, batch.unsure = False, batch.answered
+        batch.answered = False  # Only the same token shows what became of it.
+        if sealed.unsure:
+            batch.unsure_until = self._clock() + UNDER_WAY_S
         batch.run = sealed.run
         queue = self._queues[table.name]
         if sealed.over:
@@ -323,9 +327,11 @@ class Flusher:
         """Return when every row of the batch is known to be stored."""
         if not batch.sealed:
             await self._seal_on_disk(batch)
-        if batch.unsure:
-            batch.answered = bool(await counted(self._clickhouse, batch.table, batch.blocks))
-            batch.unsure = False
+        if batch.unsure_until:
+            there = sum((await counted(self._clickhouse, batch.table, batch.blocks)).values())
+            if 0 < there < batch.rows and self._clock() < batch.unsure_until:
+                raise Busy("a part of it is there, and the rest of an earlier insert may be under way")
+            batch.answered, batch.unsure_until = there > 0, 0.0
         if not batch.answered:
             written = await self._insert(batch)
             batch.answered = True

@@ -198,7 +198,7 @@ class Inspection:
                     if torn:
                         # What is in front of a whole frame is written by now; when it was read it may not have been.
                         self._read_between(segment, torn[0].offset, found.place.offset)
-                        torn = []
+                        torn, offset = [], found.place.offset
                     if not self._take(segment, reader, found):
                         torn.append(found.place)
                         continue

@@ -23,6 +23,11 @@ class Quarantine:
         self._folder = directory / FOLDER
         self._seen: set[Place] = set()
 
+    @property
+    def segments(self) -> set[int]:
+        """The ids of those that are damaged."""
+        return {place.segment for place in self._seen}
+
     def take(self, reader: SegmentReader, place: Place) -> None:
         """Put damaged bytes aside, as far as there is room for them; once, however often they are met."""
         if place in self._seen:

@@ -36,7 +36,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from gateway.delivery.block import Block, Durability
@@ -310,7 +310,11 @@ class Spool:
         walk = await asyncio.to_thread(walk_segments, self._found, self._quarantine, self._disk.sync_path)
         await self._trim(walk.written)
         open_seals = self.ledger.take_over(walk, [name.id for name, _ in self._found], disjoint(walk.seals.values()))
-        self._is_suspect = bool(self._quarantine.damaged_bytes or walk.unreadable)
+        damaged = {*self._quarantine.segments, *walk.unreadable}
+        self._is_suspect = bool(damaged)
+        order = {name.id: place for place, (name, _) in enumerate(self._found)}
+        newest = max((order[segment] for segment in damaged), default=-1)
+        open_seals = [replace(sealed, unsure=order[walk.homes[sealed.token]] <= newest) for sealed in open_seals]
         if walk.oldest_ms is not None:
             self._oldest = self._clock() - max(0.0, self._wall() - walk.oldest_ms / 1000)
         if self._keys is not None:

@@ -6,6 +6,7 @@ uvloop's own server takes one a turn, so that behind a thousand newcomers one wa
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import resource
 import socket
@@ -20,6 +21,7 @@ _AT_ONCE = 64
 """A connection takes about 50 µs: others wait for no more than a few milliseconds."""
 _FILES_KEPT = 256
 """Descriptors that connections leave free: the spool and ClickHouse have to go on when all the others are taken."""
+_MORE_FILES = "; raise the limit of open files"
 _PAUSE_S = 0.1
 _TELL_S = 60.0
 
@@ -76,13 +78,14 @@ class Arrivals:
         try:
             for _ in range(_AT_ONCE):
                 if self._held() + len(self._making) >= self._held_max:
-                    self._pause(one, "all descriptors that connections may have are taken")
+                    self._pause(one, "all descriptors that connections may have are taken", _MORE_FILES)
                     return
                 self._take(one)
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
             return
         except OSError as error:
-            self._pause(one, error.strerror or type(error).__name__)
+            advice = _MORE_FILES if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+            self._pause(one, error.strerror or type(error).__name__, advice)
 
     def _take(self, one: socket.socket) -> None:
         taken, _ = one.accept()
@@ -96,10 +99,10 @@ class Arrivals:
         except OSError:  # it has gone again
             taken.close()
 
-    def _pause(self, one: socket.socket, why: str) -> None:
+    def _pause(self, one: socket.socket, why: str, advice: str = "") -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(one)
         self._pauses[one] = loop.call_later(_PAUSE_S, self._listen, one)
         if loop.time() - self._told_s >= _TELL_S:
             self._told_s = loop.time()
-            log.warning("new connections wait: %s (raise the limit of open files)", why)
+            log.warning("new connections wait: %s%s", why, advice)

@@ -475,7 +475,8 @@ def _translated() -> Iterator[None]:
 def _trouble(error: Exception) -> str:
     if isinstance(error, asyncpg.PostgresError):
         return f"Postgres refused: {error} (SQLSTATE {error.sqlstate})"
-    if isinstance(error, TimeoutError):
+    # Where a question hangs in a transaction, that it cannot be ended is what is said last.
+    if isinstance(error, TimeoutError) or isinstance(error.__context__, TimeoutError):
         return "Postgres did not answer in time"
     if isinstance(error, OSError):
         return f"Postgres cannot be reached: {error.strerror or error}"

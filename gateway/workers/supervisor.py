@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -206,6 +207,7 @@ class Supervisor(Collector):
                 raise outcome
 
     async def _stop_workers(self) -> None:
+        began_s = time.monotonic()
         # Whoever has connected to a worker that died is served by the one that follows, or it would be cut off.
         await asyncio.gather(*(place.settled(self._spare_s()) for place in self._places))
         # Theirs are open still. When the last of them closes, new connections are refused and do not wait.
@@ -213,7 +215,7 @@ class Supervisor(Collector):
             for one in (one for share in bound.shares for one in share):
                 one.close()
         delay_s = self._delay_s
-        within_s = (STOP_MS_MAX - ENGINES_MS) / 1000 - self._spare_s()
+        within_s = (STOP_MS_MAX - ENGINES_MS) / 1000 - (time.monotonic() - began_s)
         stopping = asyncio.gather(*(place.stop(delay_s=delay_s, within_s=within_s) for place in self._places))
         await asyncio.sleep(delay_s)  # until then everything goes on as before
         self.directory.forget_addresses()

@@ -204,6 +204,33 @@ def test_a_seal_whose_list_is_being_written_is_looked_at_again(tmp_path: Path, g
     assert (found.frames[Kind.DATA], found.frames[Kind.SEAL], len(inspection.sealed())) == (39, goes_on, goes_on)
 
 
+def test_what_is_damaged_in_front_of_a_seal_that_is_being_written_is_counted_once(tmp_path: Path) -> None:
+    specs = [
+        *(Spec(Kind.DATA, b"block", number, "things", "p", 10) for number in (1, 2)),
+        Spec(Kind.SEAL, listed([(NAME.id, number) for number in range(1, 40)], "token"), table="things"),
+    ]
+    path = placed(tmp_path, specs)
+    _, hurt, seal = segment(specs)[1]
+    damaged = bytearray(path.read_bytes())
+    damaged[hurt.offset : hurt.offset + 8] = b"\xff" * 8
+    half = seal.offset + seal.bytes // 2
+    path.write_bytes(damaged[:half] + bytes(len(damaged) - half))
+    looks = 0
+
+    def pause(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            path.write_bytes(damaged)
+
+    inspection = Inspection(tmp_path, whole=False, pause=pause)
+    for _ in inspection.read():
+        pass
+    (found,) = inspection.segments
+    assert [place.offset for place in found.damage] == [hurt.offset]
+    assert (found.rows, found.frames[Kind.SEAL]) == (10, 1)
+
+
 def test_inspecting_changes_nothing(tmp_path: Path) -> None:
     path = placed(tmp_path, [Spec(Kind.DATA, b"block", 1, "things", "p", 3, 1_790_000_000_000)])
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import NewGateway
-from tests.end_to_end.gateway_process import GatewayProcess, command_line, free_port, poll
+from tests.end_to_end.gateway_process import GatewayProcess, command_line, free_port, name_of, poll
 from tests.workers.load import Load, assert_stored_once
 
 CONNECTIONS = 16
@@ -132,6 +132,7 @@ def test_a_worker_that_is_asked_to_end_by_somebody_else_is_replaced(new_gateway:
 
 def test_who_connected_to_a_worker_that_is_starting_is_answered_when_the_gateway_stops(new_gateway: NewGateway) -> None:
     gateway = several(new_gateway, 2)
+    poll(lambda: "weir-shell" in map(name_of, gateway.descendants()), within_s=20, what="one waits to be the next")
     asked = gateway.workers()[0]
     os.kill(asked, signal.SIGTERM)
     poll(lambda: asked not in gateway.workers(), within_s=20, what="it has ended")
