@@ -171,7 +171,7 @@ class FairnessRounds(Rounds):
         """Each record of the poison that ClickHouse will never take, and no other one."""
         letters = self._gateway.metric("weir_rows_dead_lettered_total")
         self.tally.measure("dead letters", doomed)
-        if doomed and letters != doomed:
+        if not doomed or letters != doomed:
             self.tally.finding(f"{what}: {letters} rows are dead letters, {doomed} should be")
 
     def _judge(self, what: str, fared: Mapping[str, Mapping[str, Fared]]) -> None:
@@ -188,10 +188,11 @@ class FairnessRounds(Rounds):
         alone_s, among_s = (quantile(fared[phase]["normal"].accepted_s, 0.99) for phase in ("alone", "among"))
         tally.measure("normal: p99 among / alone", among_s / alone_s if alone_s else float("nan"))
         among = [fared[phase]["normal"] for phase in ("among", "filling", "full")]
-        made, accepted = sum(one.made for one in among), sum(one.accepted for one in among)
-        tally.measure("normal: accepted part", accepted / max(1, made))
-        if accepted < self._accepted_part * made:
-            tally.finding(f"{what}: of {made} posts of those who send little only {accepted} were accepted")
+        # One that was not made found its sender still waiting for the answer to the one before.
+        wanted, accepted = sum(one.made + one.unmade for one in among), sum(one.accepted for one in among)
+        tally.measure("normal: accepted part", accepted / max(1, wanted))
+        if not accepted or accepted < self._accepted_part * wanted:
+            tally.finding(f"{what}: of {wanted} posts of those who send little only {accepted} were accepted")
         if not any(labels["loud"].refused for labels in fared.values() if "loud" in labels):
             tally.finding(f"{what}: nobody was refused, so nothing was proved")
 

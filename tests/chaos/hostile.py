@@ -49,7 +49,9 @@ MIB = 1 << 20
 BOMB_BYTES = 64 * MIB
 ENCODINGS = ("gzip", "zstd")
 NEVER_READ_BYTES = 4096
-UNREAD_REQUESTS = 1_000
+UNREAD, UNREAD_CONNECTIONS, UNREAD_REQUESTS = "answers unread", 2, 12_000
+"""Few of them: the system takes some 9,000 answers of a connection before the gateway has to keep the next one."""
+UNREAD_MADE_S = 15.0
 LAP_STRIDE = 7919
 """A prime: all kinds have their turn."""
 LISTENS, USUAL = "0A", "0100007F"
@@ -345,6 +347,11 @@ def _idle_s(storm: Storm) -> float:
     return storm.idle_s
 
 
+def _unread_s(storm: Storm) -> float:
+    """The answers have to be made before they can be left unread."""
+    return storm.idle_s + UNREAD_MADE_S
+
+
 def _at_once(storm: Storm) -> float:
     return 0.0
 
@@ -364,7 +371,7 @@ KINDS = {
     "chunks without end": Kind(_endless_chunks, _body_s, (408,), says=ERROR, writes_on=True),
     "chunk broken": Kind(_broken_chunk, _at_once, (400,), says=ERROR),
     "idle after an answer": Kind(_idle, _idle_s, (200, 202), weight=16),
-    "answers unread": Kind(_unread, _idle_s, weight=2, is_exact=False, reads=False),
+    UNREAD: Kind(_unread, _unread_s, weight=0, is_exact=False, reads=False),
     "garbage": Kind(_garbage, _at_once, (400,), says=ERROR),
     "flood": Kind(_flood, _at_once, (400,), writes_on=True, weight=2),
     "TLS": Kind(_tls, _at_once, (400,), says=ERROR),
@@ -393,6 +400,9 @@ class Raging:
             _bomb(encoding)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._crowd())
+            if UNREAD in (self._storm.kinds or KINDS):
+                for number in range(UNREAD_CONNECTIONS):
+                    group.create_task(self._live(UNREAD, -2 * ADDRESS_CONNECTIONS, number))
             for number in range(self._storm.connections):
                 group.create_task(self._one_after_the_other(number))
         for name in self.told.opened.keys() & KINDS.keys():
@@ -403,19 +413,22 @@ class Raging:
         loop, lap = asyncio.get_running_loop(), 0
         while not lap or loop.time() < self._ends_s:
             await asyncio.sleep((self._storm.connections if lap else number) / OPENED_PER_S)
-            name = self._deck[(number + lap * LAP_STRIDE) % len(self._deck)]
-            one = Hostile(self._storm, KINDS[name], self._held, number, lap)
+            await self._live(self._deck[(number + lap * LAP_STRIDE) % len(self._deck)], number, lap)
             lap += 1
-            try:
-                await one.open()
-            except OSError as error:
-                self.told.faults[f"{name}: no connection: {error!r}"] += 1
-            else:
-                self._open += 1
-                self.told.open_max = max(self.told.open_max, self._open)
-                self.told.opened[name] += 1
-                self._judge(name, one, await one.live())
-                self._open -= 1
+
+    async def _live(self, name: str, number: int, lap: int) -> None:
+        """One connection, from its beginning to its end."""
+        one = Hostile(self._storm, KINDS[name], self._held, number, lap)
+        try:
+            await one.open()
+        except OSError as error:
+            self.told.faults[f"{name}: no connection: {error!r}"] += 1
+            return
+        self._open += 1
+        self.told.open_max = max(self.told.open_max, self._open)
+        self.told.opened[name] += 1
+        self._judge(name, one, await one.live())
+        self._open -= 1
 
     def _judge(self, name: str, one: Hostile, closed_s: float | None) -> None:
         kind, told, due_s = one.kind, self.told, one.kind.due_s(self._storm)

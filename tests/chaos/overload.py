@@ -50,6 +50,8 @@ LARGEST = ("otlp", "loguro", "datasets", "proliferate", "streamlogia", "streamlo
 BODY_BYTES_MAX = 1 * MIB
 SLOW_S = (0.02, 0.03)
 """Of a write to the disk."""
+TWICE = 2
+"""Ten times as many are offered as would be taken; so many at least are made."""
 AWAY_S = 90.0
 """By then the backlog has to be there."""
 
@@ -145,6 +147,11 @@ class OverloadRounds(Rounds):
                 tally.measure(f"{phase}: made / capacity", one.made / one.seconds / capacity)
                 tally.measure(f"{phase}: goodput / capacity", one.accepted_per_s / capacity)
                 tally.measure(f"{phase}: refusal p99 ms", 1000 * quantile(one.refused_s, 0.99))
+        tenfold = [one for phase, one in fared.items() if phase.startswith("10x")]
+        if sum(one.made for one in tenfold) < TWICE * sum(one.accepted for one in tenfold):
+            tally.finding(
+                f"{what}: of ten times too much {[(one.made, one.accepted) for one in tenfold]} proves nothing"
+            )
         if most_bytes > cap_bytes:
             tally.finding(f"{what}: a worker took {most_bytes} bytes, idle {idle_bytes}; its cap is {cap_bytes}")
 

@@ -39,6 +39,8 @@ CONNECTION_BYTES = 64 << 10
 """What a worker may grow by for each connection that is open at once."""
 HOSTILE = "loguro"
 """The dialect of the key the hostile ones have, in a project of their own."""
+ACCEPTED_PART = 0.05
+"""Of what those offer who are not hostile, at the least: each waits for its answer before it posts again."""
 PROBES_PER_S, NORMAL_PER_S = 100.0, 20.0
 PATIENCE_S = ((10.0, 15.0, 12.0), (12.0, 8.0, 15.0))
 """Deadlines of headers, of bodies, of who is idle, one of them for each round."""
@@ -195,6 +197,8 @@ class SenderRounds(Rounds):
                 print(f"{what}, {phase}, {label}: {one.told()}", flush=True)
                 if one.unanswered:
                     tally.finding(f"{what}, {phase}, {label}: {one.unanswered} posts were not answered")
+                if one.accepted < ACCEPTED_PART * (one.made + one.unmade) or not one.accepted:
+                    tally.finding(f"{what}, {phase}, {label}: only so much was accepted: {one.told()}")
             probe = labels["probe"]
             tally.measure(f"{phase}: refused part", probe.refused / max(1, probe.made))
             self._spread(phase, probe.accepted_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.chaos.gateway import World
-from tests.chaos.hostile import KINDS
+from tests.chaos.hostile import KINDS, UNREAD
 from tests.chaos.senders import SenderRounds, may_count_connections
 
 pytestmark = pytest.mark.skipif(not may_count_connections(), reason="looks at connections in /proc")
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not may_count_connections(), reason="looks at co
 CONNECTIONS, ALONE_S, SLACK_S = 300, 0.5, 4.0
 PATIENCE_S = (1.0, 2.0, 2.0)
 CONTROL_CONNECTIONS, CONTROL_SLACK_S = 50, 1.0
-WAITING = ("silent", "header byte by byte", "header unfinished", "body half", "chunks without end")
+WAITING = (UNREAD, "silent", "header byte by byte", "header unfinished", "body half", "chunks without end")
 
 
 def test_each_hostile_connection_is_closed_in_time_and_nobody_else_is_hurt(world: World, seed: str) -> None:
