@@ -51,7 +51,8 @@ ENCODINGS = ("gzip", "zstd")
 NEVER_READ_BYTES = 4096
 UNREAD, UNREAD_CONNECTIONS, UNREAD_REQUESTS = "answers unread", 2, 12_000
 """Few of them: the system takes some 9,000 answers of a connection before the gateway has to keep the next one."""
-UNREAD_MADE_S = 15.0
+UNREAD_MADE_S, TURN_S_EACH = 15.0, 5e-7
+"""A turn takes half a millisecond more for each thousand of others."""
 LAP_STRIDE = 7919
 """A prime: all kinds have their turn."""
 LISTENS, USUAL = "0A", "0100007F"
@@ -348,8 +349,8 @@ def _idle_s(storm: Storm) -> float:
 
 
 def _unread_s(storm: Storm) -> float:
-    """The answers have to be made before they can be left unread."""
-    return storm.idle_s + UNREAD_MADE_S
+    """The answers have to be made before they can be left unread, one in a turn of the gateway's loop."""
+    return storm.idle_s + UNREAD_MADE_S + UNREAD_REQUESTS * TURN_S_EACH * storm.connections
 
 
 def _at_once(storm: Storm) -> float:
