@@ -188,11 +188,14 @@ class FairnessRounds(Rounds):
         alone_s, among_s = (quantile(fared[phase]["normal"].accepted_s, 0.99) for phase in ("alone", "among"))
         tally.measure("normal: p99 among / alone", among_s / alone_s if alone_s else float("nan"))
         among = [fared[phase]["normal"] for phase in ("among", "filling", "full")]
-        # One that was not made found its sender still waiting for the answer to the one before.
-        wanted, accepted = sum(one.made + one.unmade for one in among), sum(one.accepted for one in among)
-        tally.measure("normal: accepted part", accepted / max(1, wanted))
-        if not accepted or accepted < self._accepted_part * wanted:
-            tally.finding(f"{what}: of {wanted} posts of those who send little only {accepted} were accepted")
+        made, accepted = sum(one.made for one in among), sum(one.accepted for one in among)
+        # One that was not made found all its senders still waiting for answers.
+        unmade = sum(one.unmade for one in among)
+        tally.measure("normal: accepted part", accepted / max(1, made))
+        if not accepted or accepted < self._accepted_part * made or unmade > made:
+            tally.finding(
+                f"{what}: of {made} posts of those who send little only {accepted} were accepted, {unmade} more unmade"
+            )
         if not any(labels["loud"].refused for labels in fared.values() if "loud" in labels):
             tally.finding(f"{what}: nobody was refused, so nothing was proved")
 
