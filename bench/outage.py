@@ -110,11 +110,11 @@ async def measure(directory: Path, seconds: float, rate: int) -> dict[str, float
         delivery__spool_bytes_max=str(SPOOL_BYTES_MAX),
     )
     await asyncio.to_thread(gateway.start)
-    (worker,) = workers_of(gateway.pid)
-    await engine.stop()
-    idle_mib = rss_mib(worker)
     memory: list[float] = []
     try:
+        (worker,) = workers_of(gateway.pid)
+        await engine.stop()
+        idle_mib = rss_mib(worker)
         async with aiohttp.ClientSession() as session:
             key = gateway.demo["keys"]["loguro"]
             load = Load(session, f"http://{gateway.ingest[0]}/v1/logs", key, rate / RECORDS)
