@@ -4,7 +4,8 @@ ClickHouse does not sync its parts by default. When it dies with its machine it 
 just said OK to. So what was stored is remembered for ``audit_ms``, as long as the spool keeps it, and
 when the server turns out to have started anew, all of it is counted by frames once more. Blocks that
 are gone go back to the spool and from there the usual way; of blocks that are there in part, the rest
-is inserted at once. Rows that became dead letters are to be missing, and stay away from what is inserted.
+is inserted at once, without those that became dead letters and are to be missing. A block that is gone is searched
+for them once more, and its letters are taken back.
 
 A server that cannot be asked is asked again; nothing here is in anybody's way.
 """
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from gateway.delivery.block import Block
-from gateway.delivery.clickhouse import ClickHouse, DeliveryError
+from gateway.delivery.clickhouse import Ambiguous, Busy, ClickHouse, DeliveryError
 from gateway.delivery.segments import Member
 from gateway.schema import Table
 
@@ -114,9 +115,23 @@ class Audit:
             if suspects:
                 log.warning("ClickHouse has started anew: counting %d batches it had acknowledged", len(suspects))
             self._suspects += suspects
-        while self._suspects:
-            await self._check(self._suspects[0])
-            del self._suspects[0]
+        failed: DeliveryError | None = None
+        for batch in list(self._suspects):
+            try:
+                await self._check(batch)
+            except (Busy, Ambiguous):
+                raise  # The server is away for all of them.
+            except DeliveryError as error:
+                failed = error  # One table is in nobody's way.
+            else:
+                self._suspects.remove(batch)
+        if failed is not None:
+            raise failed
+
+    @property
+    def needed(self) -> set[int]:
+        """The segments that hold what is still to be counted."""
+        return {segment for batch in self._suspects for segment, _ in batch.rows}
 
     def _forget(self) -> None:
         while self._stored and self._stored[0].at < self._clock() - self._keep_s:
@@ -135,13 +150,14 @@ class Audit:
                 len(lost),
                 len(blocks),
             )
-            rest = {_member(block): block for block in blocks if lost[_member(block)] or batch.dead}
+            rest = {_member(block): block for block in blocks if lost[_member(block)]}
             for block in rest.values():
                 await self._insert_rest(batch, block)
             for member in lost.keys() - rest.keys():
                 del batch.rows[member]  # From here on it goes the usual way, or is not in the spool any more.
             for block in blocks:
                 if _member(block) not in rest:
+                    block.suspect = bool(batch.dead)  # A replay may store those meanwhile.
                     self._again(block)
             if not rest:
                 return

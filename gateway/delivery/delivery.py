@@ -29,7 +29,7 @@ from gateway.delivery.audit import Audit
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.congestion import Congestion
-from gateway.delivery.deadletter import DeadLetters
+from gateway.delivery.deadletter import DeadLetters, DeadLettersBusy
 from gateway.delivery.disk import Disk
 from gateway.delivery.flusher import Flusher
 from gateway.delivery.frames import FrameNumbers
@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 SWEEP_S = 1.0
 SPOOL_STOP_S = 1.0
 """A disk that hangs must not keep a stop waiting for ever."""
+LETTERS_AGAIN_S = 1.0
 HELD_PART = 0.5
 """Of a ring's budget: when more is held, blocks that are on disk are not held as well."""
 LOADED_PART = 0.75
@@ -109,11 +110,12 @@ class Delivery:
             ring(shard, self._stocks, settings, frames=frames, metrics=metrics, clock=clock)
             for shard in range(settings.shards)
         ]
+        self._letters = DeadLetters(frames.place, bytes_max=settings.dead_letter_bytes_max)
         flusher = partial(
             Flusher,
             spool=self._spool,
             progress=self._progress,
-            letters=DeadLetters(frames.place, bytes_max=settings.dead_letter_bytes_max),
+            letters=self._letters,
             on_stored=self._stored,
         )
         self._flushers = [
@@ -340,7 +342,23 @@ class Delivery:
         self._metrics.rows_recovered.add(block.rows, block.table)
         self._congestion.enter(self._clock())
         self._progress.add(block.frame)
-        self._spool.revive(block, self._kept)
+        self._spool.revive(block, self._take_letters_back if block.suspect else self._kept)
+
+    def _take_letters_back(self, block: Block) -> None:
+        """A block is in the spool again whole, and some of its rows are dead letters, which a replay would store."""
+
+        async def take_back() -> None:
+            while True:
+                try:
+                    await asyncio.to_thread(self._letters.withdraw, block.table, block.frame)
+                    break
+                except (DeadLettersBusy, OSError) as error:
+                    log.warning("%s: dead letters cannot be taken back now: %s", block.table, error)
+                await asyncio.sleep(LETTERS_AGAIN_S)
+            self._kept(block)
+
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._tasks.append(asyncio.create_task(take_back(), name="letters"))
 
     def _damaged(self, block: Block) -> None:
         log.error("%s: %d rows are lost: their block in the spool is damaged", block.table, block.rows)
@@ -370,7 +388,7 @@ class Delivery:
             self._wake.clear()
             self._tell()
             try:
-                self._spool.sweep(hurry=self._room.is_crowded)
+                self._spool.sweep(hurry=self._room.is_crowded, needed=self._audit.needed)
                 self._room.look()
                 for table in list(self._stocks):
                     await self._resume(table)

@@ -26,7 +26,7 @@ class Quarantine:
     @property
     def segments(self) -> set[int]:
         """The ids of those that are damaged."""
-        return {place.segment for place in self._seen}
+        return {place.segment for place in frozenset(self._seen)}
 
     def take(self, reader: SegmentReader, place: Place) -> None:
         """Put damaged bytes aside, as far as there is room for them; once, however often they are met."""

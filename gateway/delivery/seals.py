@@ -25,8 +25,8 @@ class Sealed:
     """A batch that was sealed and is not done: its table, token and frames.
 
     ``over``: it had a clean answer, and some of its frames went on in pieces; these did not, or not yet.
-    ``unsure``: behind its SEAL something is damaged. It may have said that nothing came of this token, and that the
-    rows were inserted under another one.
+    ``unsure``: something is damaged. It may have said that nothing came of this token, and that the rows were inserted
+    under another one.
     """
 
     table: str

@@ -35,7 +35,7 @@ import errno
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -121,6 +121,7 @@ class Spool:
         self._found = found_segments(directory)
         self._old = frozenset(name.id for name, _ in self._found)
         self._is_suspect = False
+        self._revived: set[int] = set()
         for name, path in self._found:
             size = path.stat().st_size
             self.ledger.segments[name.id] = Segment(name, path, size, size, closed=True)
@@ -228,7 +229,12 @@ class Spool:
         self._write(block, 0, entered, refused)
 
     def revive(self, block: Block, kept: Callable[[Block], None]) -> None:
-        """Write a block again that was done and has to be inserted once more after all."""
+        """Write a block again that was done and has to be inserted once more after all.
+
+        Where it is ``suspect``, some of it may be there: it is counted first, also when it is read anew.
+        """
+        if block.suspect:
+            self._revived.add(block.frame)
         origin, block.place = block.on_disk.segment, None
         self._origins[block.frame] = origin
         self._write_again(block, origin, kept)
@@ -309,12 +315,15 @@ class Spool:
         """Walk the segments of earlier lives. Returns what they hold, and the batches that were sealed."""
         walk = await asyncio.to_thread(walk_segments, self._found, self._quarantine, self._disk.sync_path)
         await self._trim(walk.written)
-        open_seals = self.ledger.take_over(walk, [name.id for name, _ in self._found], disjoint(walk.seals.values()))
-        damaged = {*self._quarantine.segments, *walk.unreadable}
-        self._is_suspect = bool(damaged)
-        order = {name.id: place for place, (name, _) in enumerate(self._found)}
-        newest = max((order[segment] for segment in damaged), default=-1)
-        open_seals = [replace(sealed, unsure=order[walk.homes[sealed.token]] <= newest) for sealed in open_seals]
+        old, damaged = [name.id for name, _ in self._found], self._quarantine.segments
+        for place, segment in enumerate(old):
+            if (
+                segment in damaged
+            ):  # What it said of older ones is not known: while they are there, it stays to be seen.
+                walk.names.setdefault(segment, set()).update(old[:place])
+        open_seals = self.ledger.take_over(walk, old, disjoint(walk.seals.values()))
+        self._is_suspect = bool(damaged or walk.unreadable)
+        open_seals = [replace(sealed, unsure=self._is_suspect) for sealed in open_seals]
         if walk.oldest_ms is not None:
             self._oldest = self._clock() - max(0.0, self._wall() - walk.oldest_ms / 1000)
         if self._keys is not None:
@@ -380,13 +389,13 @@ class Spool:
         """
         return [block for block, damage in await self._load_members(members) if not damage]
 
-    def sweep(self, *, hurry: bool = False) -> None:
+    def sweep(self, *, hurry: bool = False, needed: Set[int] = frozenset()) -> None:
         """Remove the segments that nobody needs any more. To be called every second or so.
 
-        ``hurry``: the disk is full; nothing waits for ``audit_s``.
+        ``hurry``: the disk is full; nothing waits for ``audit_s``. ``needed``: ids of segments that are to stay.
         """
         if self.recovered.is_set():
-            needed = set(self._origins.values())
+            needed = needed | set(self._origins.values())
             for segment in self.ledger.removable(self._clock(), 0.0 if hurry else self._audit_s, needed):
                 self._writer.remove(segment.path, partial(self._keep_keys, segment))
 
@@ -454,6 +463,7 @@ class Spool:
             self.ledger.settle(block.on_disk, block.frame, block.project_id)
             members += self.ledger.places(*_member(block))
             self.ledger.ghosts.pop(block.frame, None)
+            self._revived.discard(block.frame)
         self.ledger.unseal(block.frame for block in on_disk)
         if members:
             self._say(kind, table, members, void)
@@ -576,7 +586,9 @@ class Spool:
             payload or b"",
             self._clock() - age_s,
             place=frame.place,
-            suspect=self._is_suspect and frame.place.segment in self._old,
+            # A copy is of something older, wherever it is.
+            suspect=frame.number in self._revived
+            or (self._is_suspect and (frame.place.segment in self._old or frame.origin != 0)),
         )
         return block, payload is None
 

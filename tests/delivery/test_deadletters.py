@@ -143,7 +143,27 @@ async def test_rows_beside_dead_letters_come_again_when_clickhouse_loses_them(
         await until_it(lambda: holds(rig_, len(good)), "the rows are back")
         await rig_.flush()
         assert (await rig_.stored(), buried(rig_)) == (good, [7, 8])
-        assert sum(rig_.metrics.rows_recovered.values.values()) == 0, "a replay may store the dead ones meanwhile"
+        rig_.check_counters()
+
+
+async def test_letters_of_a_block_that_is_to_be_inserted_again_are_taken_back(
+    open_rig: OpenRig, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a replay would store its dead rows, and the block would bring them once more."""
+    monkeypatch.setattr("gateway.delivery.audit.LOOK_S", 0.05)
+    async with open_rig(audit_ms=600_000.0) as rig_:
+        await narrow(rig_)
+        send(rig_, range(100), [7, 8])
+        await rig_.flush()
+        assert buried(rig_) == [7, 8]
+        await widen(rig_)
+        await rig_.run(f"TRUNCATE TABLE `{rig_.direct.database}`.things")
+        with DeadLetters(rig_.frames.place, bytes_max=0).locked():
+            await crash(rig_, engine)
+            await until(lambda: sum(rig_.metrics.rows_recovered.values.values()) == 100, "it is to be inserted again")
+            assert (await rig_.stored(), buried(rig_)) == ([], [7, 8]), "a replay is under way"
+        await rig_.flush()
+        assert (await rig_.stored(), letters(rig_)) == (list(range(100)), [])
         rig_.check_counters()
 
 

@@ -21,18 +21,16 @@ from gateway.delivery.block import Block, Durability
 from gateway.delivery.disk import Disk
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.ledger import Ledger
-from gateway.delivery.segments import Frame, Kind, Place, SegmentName, SegmentReader, header, listed, segment_name
+from gateway.delivery.segments import Frame, Kind, Place, SegmentName, SegmentReader, header, segment_name
 from gateway.errors import Overloaded
 from tests.delivery.conftest import OpenRig
 from tests.delivery.disks import Recording, failing
 from tests.delivery.rig import Engine, Rig, answered, rig, until, until_it
-from tests.delivery.segment_files import Spec, segment
 from tests.delivery.spools import killed, opened, refused
 from tests.delivery.things import numbered, things, write
 from tests.support.proxy import Fault
 
 REQUEST_BYTES = 20_000
-OLDER, SEALED, NEWER = SegmentName(1, 100), SegmentName(2, 200), SegmentName(3, 300)
 AWAY = [answered(503)] * 1_000_000
 
 
@@ -288,24 +286,6 @@ async def test_where_a_part_is_there_the_rest_is_inserted_when_nothing_can_be_un
             await after.flush()
             assert await after.stored() == list(range(1_000))
         assert time.monotonic() - began >= 1.0
-
-
-@pytest.mark.parametrize(("damaged", "is_unsure"), [(OLDER, False), (NEWER, True)], ids=["before", "behind"])
-async def test_only_damage_behind_a_seal_makes_it_unsure(tmp_path: Path, damaged: SegmentName, is_unsure: bool) -> None:
-    place = tmp_path / "slot-00"
-    place.mkdir(mode=0o700)
-    specs = [
-        Spec(Kind.DATA, b"a block", 7, "things", "p", 3),
-        Spec(Kind.SEAL, listed([(SEALED.id, 7)], "token"), table="things"),
-    ]
-    (place / SEALED.file).write_bytes(segment(specs, SEALED)[0])
-    (place / damaged.file).write_bytes(segment([], damaged)[0] + b"damage" * 4)
-    numbers, spool = opened(tmp_path)
-    try:
-        _, (sealed,) = await spool.recover()
-        assert (sealed.token, sealed.unsure) == ("token", is_unsure)
-    finally:
-        numbers.close()
 
 
 def seals(directory: Path) -> list[tuple[Path, Place]]:
