@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import pytest
 
 from gateway.delivery.audit import Audit
 from gateway.delivery.block import Block, Durability
-from gateway.delivery.clickhouse import ClickHouse
-from gateway.delivery.segments import Place
+from gateway.delivery.clickhouse import ClickHouse, Operator
+from gateway.delivery.segments import Member, Place
+from gateway.schema import Table
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import Engine, Rig, crash, until, until_it
 from tests.delivery.things import DAY_NS, NOON_NS, things
@@ -121,6 +122,48 @@ async def test_a_start_is_told_from_going_on_by_the_uptime(looks: list[tuple[flo
     for look, (clock_s, uptime) in enumerate(looks[1:], 1):  # noqa: B007
         await audit.look()
     assert counted == counts
+
+
+async def test_one_table_s_trouble_holds_up_no_other() -> None:
+    """And what is still to be counted keeps its segments."""
+
+    class Server:
+        started = 0.0
+
+        async def uptime_s(self) -> float:
+            return 1_000.0 - self.started
+
+        async def rows_by_frame(self, table: Table, frames: Sequence[int]) -> dict[int, int]:
+            return dict.fromkeys(frames, 1) if table.name == "things" else {}
+
+        async def insert_absent(self, *_: object, **__: object) -> None:
+            raise Operator("it is read-only")
+
+    def block(table: str, frame: int) -> Block:
+        made = Block(table, "p", frame, 2, b"", 0.0, durability=Durability.DISK)
+        made.place = Place(frame, 64, 100)
+        return made
+
+    async def read(members: Iterable[Member]) -> list[Block]:
+        return [blocks[frame] for _, frame in members]
+
+    blocks, again = {1: block("things", 1), 2: block("others", 2)}, list[int]()
+    server, clock_s = Server(), 1_000.0
+    audit = Audit(
+        cast("ClickHouse", server),
+        read=read,
+        again=lambda lost: again.append(lost.frame),
+        token=str,
+        keep_s=1e6,
+        clock=lambda: clock_s,
+    )
+    await audit.look()
+    audit.stored(things(), [blocks[1]])
+    audit.stored(things("others"), [blocks[2]])
+    server.started = 990.0
+    with pytest.raises(Operator):
+        await audit.look()
+    assert (again, audit.needed) == ([2], {1})
 
 
 def refused(block: Block) -> None:
