@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -71,9 +72,21 @@ def assert_stored_once(gateway: GatewayProcess, accepted: list[str]) -> None:
     )
 
 
+@contextmanager
+def obeyed(number: signal.Signals) -> Iterator[None]:
+    """What is started here does not inherit that a signal is ignored: the suite may run under nohup, or behind an &."""
+    before = signal.signal(number, signal.SIG_DFL) if signal.getsignal(number) == signal.SIG_IGN else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_under_load_loses_nothing_and_leaves_no_process(new_gateway: NewGateway, number: signal.Signals) -> None:
-    gateway = new_gateway().start()
+    with obeyed(number):
+        gateway = new_gateway().start()
     demo = gateway.demo
     load = Load(gateway)
     try:
