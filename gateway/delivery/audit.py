@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from gateway.delivery.block import Block
-from gateway.delivery.clickhouse import Ambiguous, Busy, ClickHouse, DeliveryError
+from gateway.delivery.clickhouse import Ambiguous, Busy, ClickHouse, DeliveryError, Poison
 from gateway.delivery.segments import Member
 from gateway.schema import Table
 
@@ -150,13 +150,19 @@ class Audit:
                 len(lost),
                 len(blocks),
             )
-            rest = {_member(block): block for block in blocks if lost[_member(block)]}
-            for block in rest.values():
-                await self._insert_rest(batch, block)
+            found = {_member(block): block for block in blocks}
+            rest = {member: block for member, block in found.items() if lost[member]}
+            for member, block in rest.items():
+                try:
+                    await self._insert_rest(batch, block)
+                except Poison:  # The table takes some of it no more: that is searched for, as it is elsewhere.
+                    block.suspect = True
+                    self._again(block)
+                    del batch.rows[member]
             for member in lost.keys() - rest.keys():
                 del batch.rows[member]  # From here on it goes the usual way, or is not in the spool any more.
-            for block in blocks:
-                if _member(block) not in rest:
+            for member, block in found.items():
+                if member not in rest:
                     block.suspect = bool(batch.dead)  # A replay may store those meanwhile.
                     self._again(block)
             if not rest:

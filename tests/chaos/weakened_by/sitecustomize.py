@@ -122,6 +122,8 @@ def without_patience_for_senders() -> None:
     async def abrupt(
         self: IngestServer, deadline_s: float, linger_s: float = 0.0, *, others_go_on: bool = False
     ) -> None:
+        for connection in list(self._listener.connections):
+            connection.force_close()
         await stop(self, 0.0, 0.0, others_go_on=others_go_on)
 
     IngestServer.stop = abrupt  # type: ignore[method-assign]
