@@ -108,7 +108,7 @@ def _spool(config: Config) -> Iterator[str]:
 
 
 def _stop(stop: Shutdown) -> Iterator[str]:
-    needed = stop.delay_ms + stop.requests_ms_max + stop.flush_ms_max + ENGINES_MS
+    needed = stop.workers_ms_max + ENGINES_MS
     if needed > STOP_MS_MAX:
         yield (
             f"shutdown.delay_ms + requests_ms_max + flush_ms_max, and {ENGINES_MS} for the engines, come to "

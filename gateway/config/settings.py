@@ -232,6 +232,11 @@ class Shutdown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requests_ms_max: Annotated[int, Meta(ge=0, description="Time for requests in flight to be answered.")] = 2_000
     flush_ms_max: Annotated[int, Meta(ge=0, description="Time for accepted rows to be stored.")] = 5_000
 
+    @property
+    def workers_ms_max(self) -> int:
+        """What a worker's stop may take in all."""
+        return self.delay_ms + self.requests_ms_max + self.flush_ms_max
+
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The gateway's own log, on standard error."""

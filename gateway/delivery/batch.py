@@ -34,8 +34,9 @@ class Batch:
     ``sealed``: its SEAL is on disk. ``doubtful``: some attempt's outcome is not known. ``answered``: a
     clean OK came, or no attempt can still come through; from here on frames are counted. ``run``: it is
     those of a run of rows of one frame that are not there. ``poison``: the server refused these very rows; from then on
-    ``isolation`` is how far the search for the guilty ones got. ``unsure_until``: an earlier life sealed it and may
-    have inserted it under another token (``Sealed.unsure``); the clock when nothing of that life is under way any more.
+    ``isolation`` is how far the search for the guilty ones got. ``unsure_until``: an earlier life sealed it, and
+    what was said of it later may be damaged: that the rows were inserted under another token. The clock when nothing
+    of that life is under way any more.
     """
 
     table: Table

@@ -342,23 +342,22 @@ class Delivery:
         self._metrics.rows_recovered.add(block.rows, block.table)
         self._congestion.enter(self._clock())
         self._progress.add(block.frame)
-        self._spool.revive(block, self._take_letters_back if block.suspect else self._kept)
+        self._spool.revive(block, self._kept_again if block.suspect else self._kept)
 
-    def _take_letters_back(self, block: Block) -> None:
-        """A block is in the spool again whole, and some of its rows are dead letters, which a replay would store."""
-
-        async def take_back() -> None:
-            while True:
-                try:
-                    await asyncio.to_thread(self._letters.withdraw, block.table, block.frame)
-                    break
-                except (DeadLettersBusy, OSError) as error:
-                    log.warning("%s: dead letters cannot be taken back now: %s", block.table, error)
-                await asyncio.sleep(LETTERS_AGAIN_S)
-            self._kept(block)
-
+    def _kept_again(self, block: Block) -> None:
+        """A block is in the spool again whole, and some of its rows may be dead letters, which a replay would store."""
         self._tasks = [task for task in self._tasks if not task.done()]
-        self._tasks.append(asyncio.create_task(take_back(), name="letters"))
+        self._tasks.append(asyncio.create_task(self._take_letters_back(block), name="letters"))
+
+    async def _take_letters_back(self, block: Block) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._letters.withdraw, block.table, block.frame)
+                break
+            except (DeadLettersBusy, OSError) as error:
+                log.warning("%s: dead letters cannot be taken back now: %s", block.table, error)
+            await asyncio.sleep(LETTERS_AGAIN_S)
+        self._kept(block)
 
     def _damaged(self, block: Block) -> None:
         log.error("%s: %d rows are lost: their block in the spool is damaged", block.table, block.rows)
@@ -425,8 +424,14 @@ class Delivery:
             blocks = await self._spool.load(table, bytes_max)
             for block in blocks:
                 shard = self._shard(block.project_id)
-                self._rings[shard].hold(block)
-                self._flushers[shard].take(block)
+                ring = self._rings[shard]
+                # There was room for it when it was asked for; a larger one is never to wait for more.
+                is_small = block.held_bytes <= ring.bytes_max * (1 - LOADED_PART)
+                if is_small and ring.held_bytes + block.held_bytes > ring.bytes_max:
+                    self._spool.drop(block)  # Senders were quicker.
+                else:
+                    ring.hold(block)
+                    self._flushers[shard].take(block)
             if not blocks:
                 return
 

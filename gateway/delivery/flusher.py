@@ -127,9 +127,9 @@ class Flusher:
         """Take charge of a batch that an earlier life sealed: nobody knows whether it was sent."""
         batch = Batch.of(table, sealed.token, blocks)
         batch.sealed = batch.doubtful = True
-        batch.answered = False  # Only the same token shows what became of it.
-        if sealed.unsure:
+        if batch.answered:  # Its blocks are suspect: it may have gone under another token.
             batch.unsure_until = self._clock() + UNDER_WAY_S
+        batch.answered = False  # Only the same token shows what became of it.
         batch.run = sealed.run
         queue = self._queues[table.name]
         if sealed.over:

@@ -25,15 +25,12 @@ class Sealed:
     """A batch that was sealed and is not done: its table, token and frames.
 
     ``over``: it had a clean answer, and some of its frames went on in pieces; these did not, or not yet.
-    ``unsure``: something is damaged. It may have said that nothing came of this token, and that the rows were inserted
-    under another one.
     """
 
     table: str
     token: str
     members: tuple[Member, ...]
     over: bool = False
-    unsure: bool = False
 
     @property
     def run(self) -> Run | None:

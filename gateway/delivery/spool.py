@@ -36,7 +36,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from gateway.delivery.block import Block, Durability
@@ -323,7 +323,6 @@ class Spool:
                 walk.names.setdefault(segment, set()).update(old[:place])
         open_seals = self.ledger.take_over(walk, old, disjoint(walk.seals.values()))
         self._is_suspect = bool(damaged or walk.unreadable)
-        open_seals = [replace(sealed, unsure=self._is_suspect) for sealed in open_seals]
         if walk.oldest_ms is not None:
             self._oldest = self._clock() - max(0.0, self._wall() - walk.oldest_ms / 1000)
         if self._keys is not None:

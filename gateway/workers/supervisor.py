@@ -223,8 +223,7 @@ class Supervisor(Collector):
 
     def _spare_s(self) -> float:
         """What a stop has left when everything in it takes as long as it may."""
-        stop = self.config.shutdown
-        return (STOP_MS_MAX - ENGINES_MS - stop.delay_ms - stop.requests_ms_max - stop.flush_ms_max) / 1000
+        return (STOP_MS_MAX - ENGINES_MS - self.config.shutdown.workers_ms_max) / 1000
 
     async def _begin(self, number: int, slot: int | None) -> Life:
         """A worker that accepts, on ``slot`` or on a free one. Raises WorkerFailed."""

@@ -81,6 +81,11 @@ async def crash(rig: Rig, engine: Engine) -> None:
     await until_it(lambda: answers(rig.direct), "it answers")
 
 
+async def holds(rig: Rig, rows: int) -> bool:
+    """Whether so many are stored."""
+    return len(await rig.stored()) >= rows
+
+
 async def until(true: Callable[[], bool], what: str) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + PATIENCE_S

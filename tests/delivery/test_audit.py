@@ -13,7 +13,7 @@ from gateway.delivery.clickhouse import ClickHouse, Operator
 from gateway.delivery.segments import Member, Place
 from gateway.schema import Table
 from tests.delivery.conftest import OpenRig
-from tests.delivery.rig import Engine, Rig, crash, until, until_it
+from tests.delivery.rig import Engine, Rig, crash, holds, until, until_it
 from tests.delivery.things import DAY_NS, NOON_NS, things
 
 FIRST_DAY = NOON_NS // DAY_NS
@@ -182,7 +182,3 @@ def looked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(ClickHouse, "uptime_s", uptime_s)
     return seen
-
-
-async def holds(rig: Rig, rows: int) -> bool:
-    return len(await rig.stored()) >= rows

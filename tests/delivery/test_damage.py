@@ -43,7 +43,8 @@ async def test_a_segment_in_which_nothing_is_left_stays_while_it_is_damaged_and_
 
 
 @pytest.mark.parametrize("damage", [b"", DAMAGE], ids=["whole", "damaged"])
-async def test_a_sealed_batch_is_unsure_where_anything_is_damaged(tmp_path: Path, damage: bytes) -> None:
+async def test_blocks_of_a_sealed_batch_are_suspect_where_anything_is_damaged(tmp_path: Path, damage: bytes) -> None:
     with found(tmp_path, {OLD: segment([DATA, SEAL], OLD)[0], NEW: segment([], NEW)[0] + damage}) as spool:
         _, (sealed,) = await spool.recover()
-    assert (sealed.token, sealed.unsure) == ("token", bool(damage))
+        (block,) = await spool.load_sealed(sealed.token)
+    assert (sealed.token, block.frame, block.suspect) == ("token", 7, bool(damage))

@@ -6,7 +6,8 @@ import base64
 import math
 import shutil
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -22,11 +23,13 @@ from gateway.delivery.seals import Sealed, disjoint
 from gateway.delivery.segments import Frame, Kind, SegmentReader, members_of, segment_name
 from gateway.schema import create_table
 from tests.delivery.conftest import OpenRig
-from tests.delivery.rig import Engine, Rig, answered, crash, rig, until, until_it
+from tests.delivery.rig import Engine, Rig, answered, crash, holds, rig, until, until_it
 from tests.delivery.things import NOON_NS, THINGS, numbered, things, write
 from tests.support.proxy import Fault
 
 CANARY = "canary-5f3a"
+DEAD = [7, 8]
+STORED = sorted(set(range(100)) - set(DEAD))
 GOOD, BAD = "a thing", f"a bad thing {CANARY}"
 
 
@@ -61,8 +64,16 @@ def files(slot: Path) -> list[LetterFile]:
     return DeadLetters(slot, bytes_max=0).files()
 
 
-async def holds(rig: Rig, rows: int) -> bool:
-    return len(await rig.stored()) >= rows
+@asynccontextmanager
+async def watched(open_rig: OpenRig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    """A table that has a hundred rows but DEAD, which are dead letters; whether its server lives is looked at often."""
+    monkeypatch.setattr("gateway.delivery.audit.LOOK_S", 0.05)
+    async with open_rig(audit_ms=600_000.0) as rig_:
+        await narrow(rig_)
+        send(rig_, range(100), DEAD)
+        await rig_.flush()
+        assert (await rig_.stored(), buried(rig_)) == (STORED, DEAD)
+        yield rig_
 
 
 def buried(rig: Rig) -> list[int]:
@@ -130,19 +141,13 @@ async def test_rows_that_are_all_bad_are_all_kept(plain: Rig) -> None:
 async def test_rows_beside_dead_letters_come_again_when_clickhouse_loses_them(
     open_rig: OpenRig, engine: Engine, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
-    monkeypatch.setattr("gateway.delivery.audit.LOOK_S", 0.05)
-    good = sorted(set(range(100)) - {7, 8})
-    async with open_rig(audit_ms=600_000.0) as rig_:
-        await narrow(rig_)
-        send(rig_, range(100), [7, 8])
-        await rig_.flush()
-        assert (await rig_.stored(), buried(rig_)) == (good, [7, 8])
+    async with watched(open_rig, monkeypatch) as rig_:
         await rig_.run(loss.format(f"`{rig_.direct.database}`.things") + " SETTINGS mutations_sync = 2")
-        assert await rig_.stored() != good
+        assert await rig_.stored() != STORED
         await crash(rig_, engine)
-        await until_it(lambda: holds(rig_, len(good)), "the rows are back")
+        await until_it(lambda: holds(rig_, len(STORED)), "the rows are back")
         await rig_.flush()
-        assert (await rig_.stored(), buried(rig_)) == (good, [7, 8])
+        assert (await rig_.stored(), buried(rig_)) == (STORED, DEAD)
         rig_.check_counters()
 
 
@@ -150,18 +155,13 @@ async def test_letters_of_a_block_that_is_to_be_inserted_again_are_taken_back(
     open_rig: OpenRig, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or a replay would store its dead rows, and the block would bring them once more."""
-    monkeypatch.setattr("gateway.delivery.audit.LOOK_S", 0.05)
-    async with open_rig(audit_ms=600_000.0) as rig_:
-        await narrow(rig_)
-        send(rig_, range(100), [7, 8])
-        await rig_.flush()
-        assert buried(rig_) == [7, 8]
+    async with watched(open_rig, monkeypatch) as rig_:
         await widen(rig_)
         await rig_.run(f"TRUNCATE TABLE `{rig_.direct.database}`.things")
         with DeadLetters(rig_.frames.place, bytes_max=0).locked():
             await crash(rig_, engine)
             await until(lambda: sum(rig_.metrics.rows_recovered.values.values()) == 100, "it is to be inserted again")
-            assert (await rig_.stored(), buried(rig_)) == ([], [7, 8]), "a replay is under way"
+            assert (await rig_.stored(), buried(rig_)) == ([], DEAD), "a replay is under way"
         await rig_.flush()
         assert (await rig_.stored(), letters(rig_)) == (list(range(100)), [])
         rig_.check_counters()
@@ -170,17 +170,12 @@ async def test_letters_of_a_block_that_is_to_be_inserted_again_are_taken_back(
 async def test_what_a_replay_has_stored_stands_for_no_other_row(
     open_rig: OpenRig, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.delivery.audit.LOOK_S", 0.05)
-    async with open_rig(audit_ms=600_000.0) as rig_:
-        await narrow(rig_)
-        send(rig_, range(100), [7, 8])
-        await rig_.flush()
+    async with watched(open_rig, monkeypatch) as rig_:
         await widen(rig_)
         (came,) = await Replay(rig_.frames.place.parent, rig_.direct).run()
-        assert came.stored == 2
-        await rig_.run(
-            f"ALTER TABLE `{rig_.direct.database}`.things DELETE WHERE Number IN (40, 41) SETTINGS mutations_sync = 2"
-        )
+        assert came.stored == len(DEAD)
+        table = f"`{rig_.direct.database}`.things"
+        await rig_.run(f"ALTER TABLE {table} DELETE WHERE Number IN (40, 41) SETTINGS mutations_sync = 2")
         await crash(rig_, engine)
         await until_it(lambda: holds(rig_, 100), "the rows are back")
         assert await rig_.stored() == list(range(100))
@@ -197,14 +192,10 @@ async def test_a_frame_with_dead_letters_that_is_there_is_left_alone(
         counted.append(len(found))
         return found
 
-    monkeypatch.setattr("gateway.delivery.audit.LOOK_S", 0.05)
-    async with open_rig(audit_ms=600_000.0) as rig_:
-        await narrow(rig_)
-        send(rig_, range(100), [7, 8])
-        await rig_.flush()
+    async with watched(open_rig, monkeypatch) as rig_:
         monkeypatch.setattr(ClickHouse, "stored_rows", stored_rows)
         await crash(rig_, engine)
-        await until(lambda: counted == [98], "it was counted")
+        await until(lambda: counted == [len(STORED)], "it was counted")
         await rig_.flush()
         assert sum(rig_.metrics.rows_recovered.values.values()) == 0
 

@@ -21,6 +21,10 @@ async def hanging(proxy: Any, until: Any) -> None:
     await until(lambda: proxy.is_hanging)
 
 
+def running(name: str) -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == name]
+
+
 async def test_who_follows_the_datasets_stops(proxy: Any, until: Any) -> None:
     proxy.hang_at = FIRST_QUESTION
     store = await ControlStore.connect(await proxy.start())
@@ -28,10 +32,12 @@ async def test_who_follows_the_datasets_stops(proxy: Any, until: Any) -> None:
     catalog = Catalog(datasets.change, datasets.all, lambda _: None, poll_s=0.01)
     starting = asyncio.create_task(catalog.start())
     await hanging(proxy, until)
+    assert len(running("datasets refresh")) == 1, "it waits for an answer"
     async with asyncio.timeout(GONE_S):
         starting.cancel()
         await catalog.stop()
         await store.close()
+    assert (running("datasets refresh"), proxy.is_hanging) == ([], True)
 
 
 async def test_who_follows_the_keys_stops(proxy: Any, until: Any) -> None:
@@ -39,9 +45,11 @@ async def test_who_follows_the_keys_stops(proxy: Any, until: Any) -> None:
     keys = Keys(await proxy.start(), snapshot_path=None, listen=False)
     starting = asyncio.create_task(keys.start())
     await hanging(proxy, until)
+    assert len(running("keys refresh")) == 1, "it waits for an answer"
     async with asyncio.timeout(GONE_S):
         starting.cancel()
         await keys.stop()
+    assert (running("keys refresh"), proxy.is_hanging) == ([], True)
 
 
 @pytest.mark.parametrize("hangs_at", [b"BEGIN", b"to_regclass"], ids=["first question", "in a transaction"])
