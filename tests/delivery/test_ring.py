@@ -13,7 +13,6 @@ from gateway.delivery import Settings
 from gateway.delivery.batch import TURN_BYTES, Queue
 from gateway.delivery.block import Block
 from gateway.delivery.ring import SMALL_BYTES, SMALL_SPARE_MAX
-from gateway.delivery.spool import Spool
 from gateway.errors import Draining, Overloaded, TooLarge
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import Rig, answered, until
@@ -50,32 +49,6 @@ async def test_full_rings_refuse_and_go_on_once_the_server_is_back(open_rig: Ope
         await rig.flush()
         assert await rig.stored() == list(range(len(rig.sent)))
         assert rig.held_bytes() == 0
-
-
-async def test_what_is_read_from_disk_while_senders_fill_the_ring_stays_on_disk(
-    open_rig: OpenRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load, met = Spool.load, 0
-
-    async def slow(spool: Spool, table: str, bytes_max: int) -> list[Block]:
-        nonlocal met
-        blocks = await load(spool, table, bytes_max)
-        full(rig)
-        met += bool(blocks)
-        return blocks
-
-    monkeypatch.setattr(Spool, "load", slow)
-    async with open_rig(ring_bytes_max=300_000, block_bytes=30_000, batch_bytes=50_000) as rig:
-        rig.proxy.plan.extend([answered(503)] * 1_000_000)
-        for _ in range(20):
-            full(rig)
-            await until(lambda: not rig.rows_open(), "all blocks are cut, which makes room")
-            assert rig.held_bytes() <= 300_000
-        monkeypatch.setattr(Spool, "load", load)
-        rig.proxy.plan.clear()
-        await rig.flush()
-        assert met > 0
-        assert await rig.stored() == list(range(len(rig.sent)))
 
 
 async def test_without_the_bound_the_rings_would_hold_more(open_rig: OpenRig) -> None:
