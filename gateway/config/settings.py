@@ -126,7 +126,10 @@ class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         256 * MiB
     )
     audit_ms: Annotated[
-        int, Meta(ge=0, description="Time stored rows stay in the spool, in case ClickHouse dies and loses them.")
+        int,
+        Meta(
+            ge=0, description="Time ClickHouse has to run on before stored rows leave the spool: a crash may lose them."
+        ),
     ] = 120_000
     idempotency_keys_max: Annotated[
         int, Meta(ge=10_000, description="Idempotency-Keys and record uids remembered; 48 bytes each.")

@@ -1,11 +1,16 @@
 """What ClickHouse acknowledged and then lost: found and inserted again.
 
 ClickHouse does not sync its parts by default. When it dies with its machine it may lose what it has
-just said OK to. So what was stored is remembered for ``audit_ms``, as long as the spool keeps it, and
-when the server turns out to have started anew, all of it is counted by frames once more. Blocks that
+just said OK to. So what was stored is remembered, and kept in the spool, until the same server has been seen
+running ``audit_ms`` later; a server that is away keeps it there for as long as it is. When it turns out to have
+started anew, all of it is counted by frames once more. Blocks that
 are gone go back to the spool and from there the usual way; of blocks that are there in part, the rest
 is inserted at once, without those that became dead letters and are to be missing. A block that is gone is searched
 for them once more, and its letters are taken back.
+
+We may die with it, being on the same machine. So each DONE in the spool says when it was, and from when on what was
+done is not known to be safe: what a start finds of that is remembered like the rest, and counted where
+the server has started since.
 
 A server that cannot be asked is asked again; nothing here is in anybody's way.
 """
@@ -14,10 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from array import array
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
+from operator import attrgetter
 
 from gateway.delivery.block import Block
 from gateway.delivery.clickhouse import Ambiguous, Busy, ClickHouse, DeliveryError, Poison
@@ -27,8 +35,16 @@ from gateway.schema import Table
 log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
+LOOKS_A_KEEPING = 4
+"""What is kept for a short time is looked after more often."""
 CLOCKS_DRIFT = 0.001
 """By how much the server's clock may go faster or slower than ours."""
+WALL_CLOCKS_DIFFER_S = 60.0
+"""What an earlier life did may be so much older than it seems."""
+HURRIED_S = 40.0
+"""A system writes what it was given within 35 s."""
+FRAMES_MAX = 2_000_000
+"""So many are remembered, at 24 bytes; beyond, the oldest are let go."""
 FRAMES_PER_COUNT = 250
 ROUNDS_MAX = 8
 """Of inserting again what is missing; then it is not for having been lost."""
@@ -36,17 +52,30 @@ ROUNDS_MAX = 8
 
 @dataclass(slots=True, eq=False)
 class Stored:
-    """A batch that ClickHouse acknowledged ``at`` some clock: its frames and how many rows of each are there.
+    """A batch that ClickHouse acknowledged ``at`` some clock.
 
-    ``dead``: the numbers of its only frame's rows that are not. ``tokens``: of inserts of the rest of a frame, by
-    its number and the first row, that nobody knows the outcome of.
+    ``frames``: the segment, number and rows there of each, one behind the other. ``dead``: the numbers of its only
+    frame's rows that are dead letters; None where each has some, and nobody remembers which. ``tokens``: of inserts
+    of the rest of a frame, by its number and the first row, that nobody knows the outcome of. ``earlier``: it was in
+    an earlier life, whose clock is known by the time of the day alone.
     """
 
     at: float
     table: Table
-    rows: dict[Member, int]
-    dead: Sequence[int]
+    frames: array[int]
+    dead: Sequence[int] | None = ()
+    earlier: bool = False
     tokens: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> dict[Member, int]:
+        """How many rows of each frame are there."""
+        return dict(zip(zip(self.frames[::3], self.frames[1::3], strict=True), self.frames[2::3], strict=True))
+
+    def drop(self, members: Container[Member]) -> None:
+        """Look after these frames no more."""
+        left = ((*member, rows) for member, rows in self.rows.items() if member not in members)
+        self.frames = array("Q", chain.from_iterable(left))
 
 
 class Audit:
@@ -69,16 +98,47 @@ class Audit:
         self._keep_s = keep_s
         self._clock = clock
         self._stored: deque[Stored] = deque()
-        self._suspects: list[Stored] = []
+        self._frames = 0
+        self._suspects: dict[Stored, set[int]] = {}
+        self._mended: dict[Stored, tuple[float, set[int]]] = {}
         self._looked = 0.0
         self._started: tuple[float, float] | None = None
+        self._seen = -math.inf
+        self._knows_all = False
 
     def stored(self, table: Table, blocks: Sequence[Block], dead: Sequence[int] = ()) -> None:
         """ClickHouse has acknowledged these blocks now; of a single one all rows but ``dead``, in order."""
-        rows = {_member(block): block.rows - len(dead) for block in blocks if block.place is not None}
-        if rows and self._keep_s:
-            self._stored.append(Stored(self._clock(), table, rows, dead))
-        self._forget()
+        found = ((*_member(block), block.rows - len(dead)) for block in blocks if block.place is not None)
+        self._remember(Stored(self._clock(), table, array("Q", chain.from_iterable(found)), dead))
+
+    def found(self, table: Table, at: float, frames: array[int], *, letters: bool) -> None:
+        """What earlier lives stored then. ``letters``: of each frame some rows are dead letters."""
+        for start in range(0, len(frames), 3 * FRAMES_PER_COUNT):
+            some = frames[start : start + 3 * FRAMES_PER_COUNT]
+            self._remember(Stored(at, table, some, None if letters else (), earlier=True))
+
+    def found_all(self) -> None:
+        """All that earlier lives stored was said."""
+        self._stored = deque(sorted(self._stored, key=attrgetter("at")))
+        self._started, self._seen = None, -math.inf  # Whoever is there now may have started since.
+        self._knows_all = True
+
+    def safe(self, *, hurry: bool = False) -> float:
+        """The clock before which what was stored is not needed any more; minus infinity while nothing is known.
+
+        ``hurry``: there is little room, so nothing is kept for longer than a system takes to write it.
+        """
+        if not self._keep_s:
+            return self._clock()
+        if not self._knows_all:
+            return -math.inf
+        keep_s = min(self._keep_s, HURRIED_S) if hurry else self._keep_s
+        return min([self._seen - keep_s, *(batch.at for batch in (*self._suspects, *self._mended))])
+
+    @property
+    def needed(self) -> set[int]:
+        """The segments that hold what is still to be counted, or was inserted again and may be lost once more."""
+        return set[int]().union(*self._suspects.values(), *(segments for _, segments in self._mended.values()))
 
     async def run(self) -> None:
         """Look after the server until cancelled."""
@@ -86,12 +146,12 @@ class Audit:
             try:
                 await self.look()
             except DeliveryError as error:
-                log.debug("ClickHouse cannot be asked for its uptime: %s", error)
+                log.debug("ClickHouse cannot be asked what it has: %s", error)
             except OSError as error:
                 log.error("what ClickHouse has lost cannot be read from the spool now: %s", error.strerror)  # noqa: TRY400
             except Exception:  # A fault of ours must not end the watch.
                 log.exception("the audit stumbled and goes on")
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(min(LOOK_S, self._keep_s / LOOKS_A_KEEPING or LOOK_S))
 
     async def look(self) -> None:
         """Ask whether the server started anew, and if so, count.
@@ -100,8 +160,7 @@ class Audit:
         counted is counted at the next look.
         """
         before = self._clock()
-        uptime_s = await self._clickhouse.uptime_s()
-        self._forget()
+        uptime_s = await self._uptime_s(before)
         # It is in whole seconds, and takes a moment to be asked for: the server started between these two.
         earliest, latest = before - uptime_s - 1, self._clock() - uptime_s
         drift = CLOCKS_DRIFT * (before - self._looked)
@@ -109,12 +168,13 @@ class Audit:
         if self._started is not None and earliest <= self._started[1] + drift:
             if latest >= self._started[0] - drift:  # else it is another one, of several, and older
                 self._started = self._started[0] - drift, min(latest, self._started[1] + drift)
+                self._seen = before
         else:
+            # At the first look only this tells what another one took before; what was stored since is here.
+            self._suspect(latest if self._started is None else math.inf)
             self._started = earliest, latest
-            suspects = [batch for batch in self._stored if batch not in self._suspects]
-            if suspects:
-                log.warning("ClickHouse has started anew: counting %d batches it had acknowledged", len(suspects))
-            self._suspects += suspects
+            self._seen = before
+        self._forget()
         failed: DeliveryError | None = None
         for batch in list(self._suspects):
             try:
@@ -124,18 +184,48 @@ class Audit:
             except DeliveryError as error:
                 failed = error  # One table is in nobody's way.
             else:
-                self._suspects.remove(batch)
+                segments = self._suspects.pop(batch)
+                if batch.earlier:  # Who found it before us may have inserted some of it again just now.
+                    self._mended[batch] = self._clock(), segments
         if failed is not None:
             raise failed
 
-    @property
-    def needed(self) -> set[int]:
-        """The segments that hold what is still to be counted."""
-        return {segment for batch in self._suspects for segment, _ in batch.rows}
+    async def _uptime_s(self, before: float) -> float:
+        try:
+            return await self._clickhouse.uptime_s()
+        except (Busy, Ambiguous):
+            raise
+        except DeliveryError:
+            self._seen = before  # One that never says it must not fill our disk.
+            self._forget()
+            raise
+
+    def _remember(self, batch: Stored) -> None:
+        if not self._keep_s or not batch.frames:
+            return
+        self._stored.append(batch)
+        self._frames += len(batch.frames) // 3
+        while self._frames > FRAMES_MAX:
+            self._let_go()
 
     def _forget(self) -> None:
-        while self._stored and self._stored[0].at < self._clock() - self._keep_s:
-            self._stored.popleft()
+        """What was stored for long enough is on the server's disk."""
+        while self._stored and self._stored[0].at < self._seen - self._keep_s:
+            self._let_go()
+        for batch, (at, _) in list(self._mended.items()):
+            if at < self._seen - self._keep_s:
+                del self._mended[batch]
+
+    def _let_go(self) -> None:
+        self._frames -= len(self._stored.popleft().frames) // 3
+
+    def _suspect(self, until: float) -> None:
+        """What was stored until then the server may have lost."""
+        stored = [batch for batch in self._stored if batch.at <= until + WALL_CLOCKS_DIFFER_S * batch.earlier]
+        suspects = {batch: set(batch.frames[::3]) for batch in (*self._mended, *stored)}
+        if suspects:
+            log.warning("ClickHouse has started anew: counting %d batches it had acknowledged", len(suspects))
+        self._suspects |= suspects
 
     async def _check(self, batch: Stored) -> None:
         """Count a batch, and insert again what is missing, until nothing is."""
@@ -151,27 +241,35 @@ class Audit:
                 len(blocks),
             )
             found = {_member(block): block for block in blocks}
-            rest = {member: block for member, block in found.items() if lost[member]}
+            rest = {} if batch.dead is None else {member: found[member] for member in found if lost[member]}
             for member, block in rest.items():
+                self._mended[batch] = self._clock(), set(batch.frames[::3])
                 try:
-                    await self._insert_rest(batch, block)
+                    await self._insert_rest(batch, batch.dead or (), block)
                 except Poison:  # The table takes some of it no more: that is searched for, as it is elsewhere.
                     block.suspect = True
                     self._again(block)
-                    del batch.rows[member]
-            for member in lost.keys() - rest.keys():
-                del batch.rows[member]  # From here on it goes the usual way, or is not in the spool any more.
+                    self._drop(batch, [member])
+            # From here on these go the usual way, or are not in the spool any more.
+            self._drop(batch, lost.keys() - rest.keys())
             for member, block in found.items():
                 if member not in rest:
-                    block.suspect = bool(batch.dead)  # A replay may store those meanwhile.
+                    block.suspect = batch.dead is None or bool(batch.dead)  # A replay may store those meanwhile.
                     self._again(block)
             if not rest:
                 return
         log.error("%s: it does not keep rows that are inserted again; does its TTL delete them?", batch.table.name)
 
-    async def _insert_rest(self, batch: Stored, block: Block) -> None:
+    def _drop(self, batch: Stored, members: Container[Member]) -> None:
+        """What is looked after elsewhere; the batch itself may be let go already."""
+        before = len(batch.frames)
+        batch.drop(members)
+        if batch in self._stored:
+            self._frames -= (before - len(batch.frames)) // 3
+
+    async def _insert_rest(self, batch: Stored, dead: Sequence[int], block: Block) -> None:
         """Insert what is missing of a block."""
-        for run in _between(batch.dead, block.rows):
+        for run in _between(dead, block.rows):
             # Nobody knows what became of an attempt before, so it is the same one until there is an answer.
             token = batch.tokens.setdefault((block.frame, run[0]), self._token())
             await self._clickhouse.insert_absent(batch.table, block.data, frame=block.frame, token=token, rows=run)
@@ -179,18 +277,17 @@ class Audit:
 
     async def _lost(self, batch: Stored) -> dict[Member, int]:
         """The frames of which rows are missing, and how many are there."""
-        if batch.dead and batch.rows:
+        stored = batch.rows
+        if batch.dead and stored:
             # Those that a replay has stored meanwhile stand for no others.
-            ((member, rows),) = batch.rows.items()
+            ((member, rows),) = stored.items()
             found = len(await self._clickhouse.stored_rows(batch.table, member[1]) - set(batch.dead))
             return {member: found} if found < rows else {}
         there: dict[int, int] = {}
-        frames = [frame for _, frame in batch.rows]
+        frames = [frame for _, frame in stored]
         for start in range(0, len(frames), FRAMES_PER_COUNT):
             there |= await self._clickhouse.rows_by_frame(batch.table, frames[start : start + FRAMES_PER_COUNT])
-        return {
-            member: there.get(member[1], 0) for member, rows in batch.rows.items() if there.get(member[1], 0) < rows
-        }
+        return {member: there.get(member[1], 0) for member, rows in stored.items() if there.get(member[1], 0) < rows}
 
 
 def _between(dead: Sequence[int], rows: int) -> Iterator[tuple[int, int]]:

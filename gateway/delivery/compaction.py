@@ -15,7 +15,7 @@ from functools import partial
 
 from gateway.delivery.ledger import Ledger, Segment
 from gateway.delivery.seals import Sealed
-from gateway.delivery.segments import Frame, Kind, Member, Place, SegmentReader
+from gateway.delivery.segments import Frame, Kind, Place, SegmentReader
 from gateway.delivery.writer import Entry
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,7 @@ SPARSE_PART = 0.25
 class Compaction:
     """The compaction of one spool, one segment at a time.
 
-    ``append`` lines up an entry for the writer, ``skip`` says that frames need no insert, ``seal`` writes
-    a SEAL again.
+    ``append`` lines up an entry for the writer, ``say`` says what became of frames, ``seal`` writes a SEAL again.
     """
 
     def __init__(
@@ -39,14 +38,21 @@ class Compaction:
         *,
         segment_bytes: int,
         append: Callable[[Entry], None],
-        skip: Callable[[str, list[Member]], None],
+        say: Callable[..., None],
         seal: Callable[[Sealed], Awaitable[None]],
     ) -> None:
         self._ledger = ledger
         self._segment_bytes = segment_bytes
         self._append = append
-        self._skip = skip
+        self._say = say
         self._seal = seal
+        self._copied = 0
+        self._settled: dict[int, tuple[Kind, int]] = {}
+
+    def settled(self, segment: int, frame: int, kind: Kind, rows: int) -> None:
+        """A frame was settled; if it is being copied, the same is to be said of its copy."""
+        if segment == self._copied:
+            self._settled[frame] = kind, rows
 
     async def run(self) -> bool:
         """Compact one segment, if there is one worth it; false when there was none. Not beside a ``load``."""
@@ -55,6 +61,7 @@ class Compaction:
             return False
         unread, segment.unread = segment.unread, {}
         moved: dict[int, int] = {}
+        self._copied, self._settled = segment.name.id, {}
         try:
             await self._copy(segment, await asyncio.to_thread(self._read_live, segment), moved)
         except OSError as error:
@@ -123,7 +130,7 @@ class Compaction:
         moved[frame.number] = place.segment
         if segment.is_settled(frame.number):
             ledger.settle(place, frame.number, frame.project_id)
-            self._skip(frame.table, [(place.segment, frame.number)])
+            self._say_again(frame, place.segment)
         else:
             ledger.settle(frame.place, frame.number, frame.project_id)
             block = ledger.held.get(frame.number)
@@ -139,11 +146,16 @@ class Compaction:
     ) -> None:
         """A copy could not be written, and may be there all the same: what is said of the frame is said of it too."""
         if failed is not None and segment.is_settled(frame.number):
-            self._skip(frame.table, [(failed, frame.number)])  # It was said already.
+            self._say_again(frame, failed)
         else:
             self._ledger.haunt(frame.number, failed)
         if not copied.cancelled():
             copied.set_exception(error)
+
+    def _say_again(self, frame: Frame, segment: int) -> None:
+        """What was said of a frame is true of the copy there. It has to be known as surely as that is there."""
+        kind, rows = self._settled[frame.number]
+        self._say(kind, frame.table, [(segment, frame.number)], rows=rows, synced=True)
 
     def _read_live(self, segment: Segment) -> list[tuple[Frame, bytes]]:
         """What is not settled in a segment. Raises OSError where some of it cannot be read."""

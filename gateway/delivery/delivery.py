@@ -375,6 +375,10 @@ class Delivery:
             self._ring(project_id).find(table, rows)
             self._metrics.rows_recovered.add(rows, table)
         self._progress.add_old(backlog.frames)
+        for (table, at, letters), frames in backlog.done.items():
+            if table in self._stocks:
+                self._audit.found(self._stocks[table].table, at, frames, letters=letters)
+        self._audit.found_all()
         for sealed in seals:
             self._seals.setdefault(sealed.table, []).append(sealed)
         if backlog.frames:
@@ -387,7 +391,7 @@ class Delivery:
             self._wake.clear()
             self._tell()
             try:
-                self._spool.sweep(hurry=self._room.is_crowded, needed=self._audit.needed)
+                self._spool.sweep(safe=self._audit.safe(hurry=self._room.is_crowded), needed=self._audit.needed)
                 self._room.look()
                 for table in list(self._stocks):
                     await self._resume(table)

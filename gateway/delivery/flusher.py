@@ -486,7 +486,7 @@ class Flusher:
             return
         table = batch.table.name
         log.error("%s: %d rows that it will never take are dead letters now: `weir replay`", table, len(dead))
-        self._spool.skip(table, [block])
+        self._spool.skip(table, [block], rows=block.rows - len(dead))
         self._metrics.rows_dead_lettered.add(len(dead), table)
         self._settled(batch, [block], dead=len(dead))
         self._on_stored(batch.table, [block], dead)

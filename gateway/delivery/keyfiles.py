@@ -12,18 +12,22 @@ from __future__ import annotations
 import logging
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from gateway._native import crc32c
 from gateway.delivery.disk import Disk
 from gateway.delivery.idempotency import Idempotency
-from gateway.delivery.segments import KEY_BYTES
+from gateway.delivery.ledger import Segment
+from gateway.delivery.segments import KEY_BYTES, Frame, SegmentReader
 
 log = logging.getLogger(__name__)
 
 FILES_MAX = 16
 """More are made one."""
+TRIES = 10
+"""Of reading the keys of a segment that could go; then they are forgotten."""
 _MAGIC = b"WEIRKEY\n"
 _CRC = struct.Struct("<I")
 _AT = struct.Struct("<I")
@@ -39,11 +43,29 @@ class KeyFiles:
         self._disk = disk
         self._keys = keys
         self._number = number
+        self._unread: Counter[int] = Counter()
 
     def load(self) -> None:
         """Make known what the files hold."""
         for _, path in found_files(self._directory):
             self._keys.found(_entries(path))
+
+    def keep_of(self, segment: Segment) -> None:
+        """See that the keys of a segment outlive it."""
+        try:
+            with SegmentReader(segment.path, segment.name, segment.end) as reader:
+                frames = (found for found in reader.frames() if isinstance(found, Frame) and found.keys_bytes)
+                entries = b"".join(map(reader.keys, frames))
+        except FileNotFoundError:
+            return  # It is a removal that has to be synced once more.
+        except OSError as error:
+            self._unread[segment.name.id] += 1
+            if self._unread[segment.name.id] < TRIES:
+                raise
+            log.error("spool: the keys in %s are forgotten: %s", segment.name.file, error.strerror)  # noqa: TRY400
+            return
+        if entries:
+            self.keep(entries)
 
     def keep(self, entries: bytes) -> None:
         """Write those of a segment's keys that are to outlive it, and tidy up."""

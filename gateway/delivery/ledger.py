@@ -172,19 +172,20 @@ class Ledger:
         segment = self.segments.get(member[0])
         return segment is not None and not segment.is_settled(member[1])
 
-    def removable(self, now: float, keep_s: float, needed: Set[int] = frozenset()) -> list[Segment]:
+    def removable(self, now: float, safe: float, needed: Set[int] = frozenset()) -> list[Segment]:
         """Takes out of the books, and returns, the segments that nobody needs: see the spool's invariant 4.
 
-        ``needed``: those that hold, perhaps, what is being written again.
+        ``safe``: the clock before which they have to be over. ``needed``: those that hold, perhaps, what is being
+        written again.
         """
         homes = {*needed, *self.homes.values()}
         gone = []
         for segment_id, segment in list(self.segments.items()):
-            if not segment.is_over or segment_id in homes:
+            if not segment.is_over:
                 continue
             if segment.finished is None:
                 segment.finished = now
-            if now - segment.finished < keep_s:
+            if segment.finished > safe or segment_id in homes:
                 continue
             segment.pinned = any(other != segment_id and other in self.segments for other in segment.names)
             if not segment.pinned:

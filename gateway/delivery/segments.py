@@ -17,11 +17,14 @@ by its name. Ordinals only say which is older.
               that number in the segment of that id. Its keys are 32 bytes each: whose rows they are, of the
               requests that said so (``idempotency.py``).
     SEAL      a batch: token bytes u8 | token | (segment id u64, frame number u64) of each of its blocks
-    DONE      the same without token (0): ClickHouse has these frames
-    SKIP      the same: these frames are not to be inserted (dead-lettered or damaged). With the token "void" they
+    DONE      the same without token (0): ClickHouse has these frames since then. ``number`` is a time too, in
+              milliseconds since 1970: what was done before that needs no audit any more (``audit.py``)
+    SKIP      the same: these frames are not to be inserted (dead-lettered or damaged). Of the one of them that
+              is dead letters in part ClickHouse has ``rows``. With the token "void" they
               were never promised: their senders were told so, and their keys stand for nothing.
 
-Version 1 is the same without keys. Before the header said how large a file was made, it said 0.
+Version 1 is the same without keys. Before the header said how large a file was made, it said 0, and so did the
+times of SEAL, DONE and SKIP, which then nobody audits after a start.
 
 A file that is smaller than it was made was cut behind its last frame when it was left, or ``ROOM_BYTES`` behind
 that at a start after a crash: more zeros at its end are damage. In one that is as large, they are room.

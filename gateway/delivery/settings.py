@@ -51,7 +51,7 @@ class Settings:
     spool_free_bytes_min: int = 256 << 20
     """Of disk; the spool takes nothing more when less than this is free."""
     audit_ms: float = 120_000.0
-    """Stored rows stay in the spool this long: ClickHouse may lose what it has just acknowledged."""
+    """ClickHouse has to run on for so long before stored rows leave the spool: it may lose what it has just taken."""
     dead_letter_bytes_max: int = 256 << 20
     """Of disk, for rows that the server will never take; when it is spent they wait in the spool."""
     refused_rows_max: int = 1_000

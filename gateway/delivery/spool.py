@@ -33,9 +33,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from array import array
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,7 +51,6 @@ from gateway.delivery.quarantine import Quarantine
 from gateway.delivery.seals import Sealed, disjoint
 from gateway.delivery.segments import (
     HEADER_BYTES,
-    ROOM_BYTES,
     VOID,
     Damage,
     Frame,
@@ -61,23 +61,26 @@ from gateway.delivery.segments import (
     found_segments,
     listed,
 )
-from gateway.delivery.walk import Walk, walk_segments
+from gateway.delivery.walk import Walk, trim, walk_segments
 from gateway.delivery.writer import Entry, Left, Opened, Writer
 
 log = logging.getLogger(__name__)
 
-KEYS_TRIES = 10
-"""Of reading the keys of a segment that could go; then they are forgotten."""
 AGAIN_S = 1.0
 """Until what is only for our own use, and could not be written, is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What earlier lives left: rows per (project, table), and in how many frames."""
+    """What earlier lives left: rows per (project, table), and in how many frames.
+
+    ``done``: what ClickHouse acknowledged and may lose yet, by table, clock, and whether dead letters were made of
+    some rows: the segment, number and rows there of each frame, one behind the other.
+    """
 
     rows: dict[tuple[str, str], int]
     frames: int
+    done: dict[tuple[str, float, bool], array[int]]
 
 
 class Spool:
@@ -112,9 +115,9 @@ class Spool:
         self._later: dict[int, tuple[asyncio.TimerHandle, Callable[[], None]]] = {}
         self._disk = disk or Disk()
         self._keys = keys
-        self._unread_keys: Counter[int] = Counter()
         self._key_files = KeyFiles(directory, self._disk, keys, numbers.next) if keys is not None else None
-        self._audit_s = audit_s
+        self._is_audited = audit_s > 0
+        self._safe = -math.inf
         self._clock = clock
         self._wall = wall
         self._quarantine = Quarantine(directory)
@@ -140,7 +143,7 @@ class Spool:
             self.ledger,
             segment_bytes=segment_bytes,
             append=self._writer.append,
-            skip=partial(self._say, Kind.SKIP),
+            say=self._say,
             seal=partial(self._seal, again=True),
         )
 
@@ -300,9 +303,12 @@ class Spool:
         """ClickHouse has these blocks; they are not held any more."""
         self._settle(Kind.DONE, table, blocks)
 
-    def skip(self, table: str, blocks: Sequence[Block]) -> None:
-        """These blocks need not be inserted: they are kept elsewhere now, or refused."""
-        self._settle(Kind.SKIP, table, blocks)
+    def skip(self, table: str, blocks: Sequence[Block], *, rows: int = 0) -> None:
+        """These blocks need not be inserted: they are kept elsewhere now, or refused.
+
+        ``rows``: so many of the only one's ClickHouse has all the same.
+        """
+        self._settle(Kind.SKIP, table, blocks, rows=rows)
 
     def drop(self, block: Block) -> None:
         """Let go of a block that is on disk and in no batch; ``load`` will find it."""
@@ -314,13 +320,13 @@ class Spool:
     async def recover(self) -> tuple[Backlog, list[Sealed]]:
         """Walk the segments of earlier lives. Returns what they hold, and the batches that were sealed."""
         walk = await asyncio.to_thread(walk_segments, self._found, self._quarantine, self._disk.sync_path)
-        await self._trim(walk.written)
+        for segment_id, size in (await asyncio.to_thread(trim, self._found, walk.written, self._disk)).items():
+            segment = self.ledger.segments[segment_id]
+            segment.bytes = segment.end = size
         old, damaged = [name.id for name, _ in self._found], self._quarantine.segments
-        for place, segment in enumerate(old):
-            if (
-                segment in damaged
-            ):  # What it said of older ones is not known: while they are there, it stays to be seen.
-                walk.names.setdefault(segment, set()).update(old[:place])
+        for place, name in enumerate(old):
+            if name in damaged:  # What it said of older ones is not known: while they are there, it stays to be seen.
+                walk.names.setdefault(name, set()).update(old[:place])
         open_seals = self.ledger.take_over(walk, old, disjoint(walk.seals.values()))
         self._is_suspect = bool(damaged or walk.unreadable)
         if walk.oldest_ms is not None:
@@ -328,7 +334,9 @@ class Spool:
         if self._keys is not None:
             await asyncio.to_thread(self._find_keys, self._keys, walk)
         self.recovered.set()
-        return Backlog(walk.rows, sum(walk.frames.values())), open_seals
+        zero = self._clock() - self._wall()
+        done = {(table, zero + second, letters): frames for (table, second, letters), frames in walk.done.items()}
+        return Backlog(walk.rows, sum(walk.frames.values()), done if self._is_audited else {}), open_seals
 
     def has_unread(self, table: str) -> bool:
         """Whether ``load`` would look for frames of this table."""
@@ -388,37 +396,20 @@ class Spool:
         """
         return [block for block, damage in await self._load_members(members) if not damage]
 
-    def sweep(self, *, hurry: bool = False, needed: Set[int] = frozenset()) -> None:
+    def sweep(self, *, safe: float, needed: Set[int] = frozenset()) -> None:
         """Remove the segments that nobody needs any more. To be called every second or so.
 
-        ``hurry``: the disk is full; nothing waits for ``audit_s``. ``needed``: ids of segments that are to stay.
+        ``safe``: the clock before which what was done is. ``needed``: ids of segments that are to stay.
         """
+        self._safe = safe
         if self.recovered.is_set():
             needed = needed | set(self._origins.values())
-            for segment in self.ledger.removable(self._clock(), 0.0 if hurry else self._audit_s, needed):
+            for segment in self.ledger.removable(self._clock(), safe, needed):
                 self._writer.remove(segment.path, partial(self._keep_keys, segment))
 
     async def compact(self) -> bool:
         """Give back the disk of one segment in which little is left; false when there was none worth it."""
         return self.recovered.is_set() and await self._compaction.run()
-
-    # -------------------------------------------------------------------------------------------
-
-    async def _trim(self, written: Mapping[int, int]) -> None:
-        """Give back the room that crashes have left behind what was written: each leaves a whole segment's.
-
-        A little stays, by which it is seen later too that the segment was not left in order.
-        """
-        for segment_id, written_bytes in written.items():
-            segment, size = self.ledger.segments[segment_id], written_bytes + ROOM_BYTES
-            if segment.bytes <= size:
-                continue
-            try:
-                await asyncio.to_thread(self._disk.trim, segment.path, size)
-            except OSError as error:
-                log.warning("spool: %s keeps its room: %s", segment.name.file, error.strerror)
-            else:
-                segment.bytes = segment.end = size
 
     async def _seal(self, sealed: Sealed, *, again: bool = False) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -454,20 +445,38 @@ class Spool:
         self.ledger.held[block.frame] = block
         self.ledger.add(block.project_id, place)
 
-    def _settle(self, kind: Kind, table: str, blocks: Sequence[Block], void: Callable[[], None] | None = None) -> None:
+    def _settle(
+        self,
+        kind: Kind,
+        table: str,
+        blocks: Sequence[Block],
+        void: Callable[[], None] | None = None,
+        *,
+        rows: int = 0,
+    ) -> None:
         on_disk = [block for block in blocks if block.place is not None]
         members: list[Member] = []
         for block in on_disk:
             self.ledger.held.pop(block.frame, None)
             self.ledger.settle(block.on_disk, block.frame, block.project_id)
             members += self.ledger.places(*_member(block))
+            self._compaction.settled(*_member(block), kind, rows)
             self.ledger.ghosts.pop(block.frame, None)
             self._revived.discard(block.frame)
         self.ledger.unseal(block.frame for block in on_disk)
         if members:
-            self._say(kind, table, members, void)
+            self._say(kind, table, members, void, rows=rows)
 
-    def _say(self, kind: Kind, table: str, members: list[Member], void: Callable[[], None] | None = None) -> None:
+    def _say(
+        self,
+        kind: Kind,
+        table: str,
+        members: list[Member],
+        void: Callable[[], None] | None = None,
+        *,
+        rows: int = 0,
+        synced: bool = False,
+    ) -> None:
         """Write down what became of frames, at some time: until then a restart would only ask again.
 
         ``void``: they were never promised, and this is to be called when that is on disk.
@@ -479,10 +488,19 @@ class Spool:
                 void()
 
         def failed(error: OSError, _: int | None) -> None:
-            asyncio.get_running_loop().call_later(AGAIN_S, self._say, kind, table, members, void)
+            asyncio.get_running_loop().call_later(AGAIN_S, again)
 
+        again = partial(self._say, kind, table, members, void, rows=rows, synced=synced)
         payload = listed(members, VOID if void is not None else "")
-        self._writer.append(Entry(kind, payload, kept, failed, table=table, synced=kind == Kind.SKIP))
+        # What is written again is not safe until it is.
+        safe_ms = 0 if math.isinf(self._safe) or self._origins else self._milliseconds(self._safe)
+        entry = Entry(kind, payload, kept, failed, safe_ms, table, rows=rows, at_ms=self._milliseconds(self._clock()))
+        entry.synced = synced or kind == Kind.SKIP
+        self._writer.append(entry)
+
+    def _milliseconds(self, moment: float) -> int:
+        """Since 1970, of a moment by the clock."""
+        return max(0, int((self._wall() - self._clock() + moment) * 1000))
 
     def _take(self, kept: Callable[[Block], None], block: Block) -> None:
         self._hold_keys(block)
@@ -546,23 +564,8 @@ class Spool:
         keys.all_found()
 
     def _keep_keys(self, segment: Segment) -> None:
-        """See that the keys of a segment outlive it. Raises OSError where they cannot be written, or read now."""
-        if self._key_files is None:
-            return
-        try:
-            with SegmentReader(segment.path, segment.name, segment.end) as reader:
-                frames = (found for found in reader.frames() if isinstance(found, Frame) and found.keys_bytes)
-                entries = b"".join(map(reader.keys, frames))
-        except FileNotFoundError:
-            return  # It is a removal that has to be synced once more.
-        except OSError as error:
-            self._unread_keys[segment.name.id] += 1
-            if self._unread_keys[segment.name.id] < KEYS_TRIES:
-                raise
-            log.error("spool: the keys in %s are forgotten: %s", segment.name.file, error.strerror)  # noqa: TRY400
-            return
-        if entries:
-            self._key_files.keep(entries)
+        if self._key_files is not None:
+            self._key_files.keep_of(segment)
 
     def _load_these(self, segment: Segment, wanted: set[int]) -> list[tuple[Block, bool]]:
         with SegmentReader(segment.path, segment.name, segment.end) as reader:

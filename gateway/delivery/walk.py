@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gateway.delivery.frames import SEQUENCE_BITS
+from gateway.delivery.disk import Disk
+from gateway.delivery.frames import EPOCH_BITS, SEQUENCE_BITS
 from gateway.delivery.quarantine import Quarantine
 from gateway.delivery.seals import Sealed
 from gateway.delivery.segments import (
     HEADER_BYTES,
+    ROOM_BYTES,
     VOID,
     Damage,
     Frame,
@@ -31,6 +34,10 @@ log = logging.getLogger(__name__)
 
 TRIES, PAUSE_S = 5, 0.2
 """What a segment that is not read would say of others is not known, and so they would be inserted again."""
+DONE_MAX = 1_000_000
+"""Of the frames that were done last, so many are remembered, for the audit."""
+DoneOf = tuple[str, int, bool]
+"""A table, a second since 1970, and whether dead letters were made of some rows."""
 
 
 def walk_segments(
@@ -57,6 +64,24 @@ def walk_segments(
                     walk.unreadable.add(name.id)
     walk.follow()
     return walk
+
+
+def trim(segments: Sequence[tuple[SegmentName, Path]], written: Mapping[int, int], disk: Disk) -> dict[int, int]:
+    """Give back the room that crashes have left behind what was written: each leaves a whole segment's.
+
+    A little stays, by which it is seen later too that the segment was not left in order. Returns the sizes of those
+    that were cut.
+    """
+    paths, sizes = {name.id: path for name, path in segments}, {}
+    for segment, written_bytes in written.items():
+        path, size = paths[segment], written_bytes + ROOM_BYTES
+        try:
+            if path.stat().st_size > size:
+                disk.trim(path, size)
+                sizes[segment] = size
+        except OSError as error:
+            log.warning("spool: %s keeps its room: %s", path.name, error.strerror)
+    return sizes
 
 
 def _walk_one(reader: SegmentReader, walk: Walk, quarantine: Quarantine) -> None:
@@ -133,6 +158,11 @@ class Walk:
         self.keys: list[bytes] = []
         self.written: dict[int, int] = {}
         """How much of each segment there is: behind that is the room that a crash has left."""
+        self.done: dict[DoneOf, array[int]] = {}
+        """What ClickHouse may lose yet: the segment, number and rows of each frame, one behind the other."""
+        self._done_at: dict[int, tuple[int, int]] = {}
+        self._done_count = 0
+        self._safe_ms: dict[int, int] = {}
 
     def copied(self, frame: Frame) -> None:
         """A DATA frame. Where there is a newer copy of it, that takes its place, and what speaks of it means that."""
@@ -153,6 +183,7 @@ class Walk:
             self.names.setdefault(frame.place.segment, set()).update(segment for segment, _ in members)
         else:
             self.settle(frame.place.segment, members)
+            self._remember(frame, members)
             if token == VOID:
                 for segment, number in members:
                     self.void.setdefault(segment, set()).add(number)
@@ -169,11 +200,31 @@ class Walk:
             self.settled.setdefault(segment, set()).add(number)
             self.names.setdefault(by, set()).add(segment)
 
+    def _remember(self, frame: Frame, members: Sequence[Member]) -> None:
+        """A DONE, or a SKIP of rows beside dead letters: unless somebody said since that it is safe there.
+
+        A life says so of all that its slot did before. Of frames that were written again since it says nothing.
+        """
+        slot = frame.place.segment >> SEQUENCE_BITS + EPOCH_BITS
+        safe_ms = self._safe_ms[slot] = max(frame.number, self._safe_ms.get(slot, 0))
+        if frame.at_ms < max(1, safe_ms) or self._done_count >= DONE_MAX:
+            return
+        if frame.kind == Kind.DONE or frame.rows:
+            self._done_count += len(members)
+            for _, number in members:
+                if number not in self.copies:
+                    self._done_at.setdefault(number, (frame.at_ms, frame.rows))
+
     def live(self, segment: int, data: Iterable[Frame]) -> None:
         """The DATA frames of a segment, all that is behind them being known."""
         settled = self.settled.get(segment, set())
         for frame in data:
+            done = self._done_at.pop(frame.number, None)
             if frame.number in settled:
+                if done is not None:
+                    at_ms, rows = done
+                    of = frame.table, at_ms // 1000, rows > 0
+                    self.done.setdefault(of, array("Q")).extend((segment, frame.number, rows or frame.rows))
                 continue
             self.frames[segment] = self.frames.get(segment, 0) + 1
             self.live_bytes[segment] = self.live_bytes.get(segment, 0) + frame.place.bytes

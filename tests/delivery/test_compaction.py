@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ async def test_rows_that_wait_in_one_file_do_not_keep_all_later_ones(tmp_path: P
         last = block
     spool.done("things", [last])
     while True:
-        spool.sweep(hurry=True)
+        spool.sweep(safe=math.inf)
         if not await spool.compact():
             break
     await until(lambda: len(list(numbers.place.glob("*.seg"))) <= 2, "what nobody needs is given back")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ async def test_a_segment_in_which_nothing_is_left_stays_while_it_is_damaged_and_
 ) -> None:
     with found(tmp_path, {OLD: segment([DATA], OLD)[0], NEW: segment([], NEW)[0] + damage}) as spool:
         await spool.recover()
-        gone = {each.name for each in spool.ledger.removable(now=1e9, keep_s=0.0)}
+        gone = {each.name for each in spool.ledger.removable(now=1e9, safe=math.inf)}
     assert gone == (set() if damage else {NEW})
 
 

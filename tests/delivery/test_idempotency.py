@@ -500,7 +500,7 @@ async def test_a_read_that_fails_once_forgets_no_key(
     async with rig(engine, tmp_path / "a", audit_ms=0.0, segment_bytes=64 << 10) as before:
         await send(before, "a", range(100))
         number, place = 100, before.frames.place
-        monkeypatch.setattr("gateway.delivery.spool.SegmentReader", FailingOnce)
+        monkeypatch.setattr("gateway.delivery.keyfiles.SegmentReader", FailingOnce)
         while not found_files(place):
             await send(before, str(number), range(number, number + 100))
             await before.flush()

@@ -11,6 +11,8 @@ from tests.chaos.simulation.server import Network
 
 TABLES = ("things", "others")
 TROUBLE_S_MAX = 40.0
+LONG_AWAY_S = 60.0
+"""Longer than what was stored is kept."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class Plan:
     """Sent when everything is mended; then the server loses what it has just acknowledged."""
     insists: bool
     """Senders have a key for each request and send it again, to whoever there is, until it is taken."""
+    late_away_s: float
+    late_together: bool
+    """The server and the gateway are on one machine when what came late is lost."""
 
 
 def plan(seed: int) -> Plan:
@@ -75,7 +80,7 @@ def plan(seed: int) -> Plan:
     late = _late(Random(f"late {seed}"), _after(requests))
     if one_in(Random(f"poison among the late {seed}"), 2):
         poison.update(request.rows[0][1][2] for request in late[::2])
-    return Plan(
+    made = Plan(
         settings=_settings(random),
         requests=requests,
         poison=poison,
@@ -122,7 +127,14 @@ def plan(seed: int) -> Plan:
         flushes=[(at, random.randrange(together)) for at in moments(3)],
         late=late,
         insists=Random(f"sent again {seed}").random() < 0.25,
+        late_away_s=Random(f"late away {seed}").choice((1.0, 1.0, LONG_AWAY_S)),
+        late_together=one_in(Random(f"late together {seed}"), 2),
     )
+    machine = Random(f"machine {seed}")
+    made.server = [(at, dies, LONG_AWAY_S if dies and one_in(machine, 4) else for_s) for at, dies, for_s in made.server]
+    if one_in(machine, 2):
+        made.server += [(at, True, machine.choice((0.1, 4.0, LONG_AWAY_S))) for at in made.power_cuts]
+    return made
 
 
 def one_in(random: Random, many: int) -> bool:

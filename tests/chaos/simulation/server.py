@@ -58,7 +58,7 @@ class _Kept:
 
     rows: dict[tuple[int, int], Stored] = field(default_factory=dict)
     frames: dict[int, set[int]] = field(default_factory=dict)
-    young: list[tuple[float, Being, tuple[Stored, ...]]] = field(default_factory=list)
+    young: list[tuple[float, tuple[Stored, ...]]] = field(default_factory=list)
     tokens: dict[int, OrderedDict[str, None]] = field(default_factory=dict)
     operator: bool = False
 
@@ -77,7 +77,7 @@ class Server:
         note: Callable[[str], None],
         *,
         stored: Callable[[str, Stored], None],
-        lost: Callable[[str, Stored, Being], None],
+        lost: Callable[[str, Stored], None],
     ) -> None:
         self.network = Network()
         self.window = 10_000
@@ -122,14 +122,14 @@ class Server:
 
     def _lose(self) -> None:
         for name, kept in self._tables.items():
-            for at, client, part in kept.young:
+            for at, part in kept.young:
                 if self._loop.time() - at > self.unsynced_s or self._random.random() >= self.loses:
                     continue
                 self._note(f"server: {name}: lost {len(part)} rows of frames {sorted({row.frame for row in part})}")
                 for row in part:
                     del kept.rows[row.frame, row.row]
                     kept.frames[row.frame].discard(row.row)
-                    self._on_lost(name, row, client)
+                    self._on_lost(name, row)
             kept.young = []
 
     def _come_back(self) -> None:
@@ -137,6 +137,10 @@ class Server:
         self._being = Being(f"server {self._life}")
         self._up = True
         self._started = self._loop.time()
+
+    @property
+    def is_up(self) -> bool:
+        return self._up
 
     def park(self, table: str, *, parked: bool) -> None:
         """Take no rows of a table, or take them again."""
@@ -188,7 +192,7 @@ class Server:
         finally:
             self._waiting.pop(answer, None)
 
-    async def insert(self, name: str, rows: Sequence[Stored], token: str, client: Being) -> int | None:
+    async def insert(self, name: str, rows: Sequence[Stored], token: str) -> int | None:
         """Store rows, a part for each day. Returns how many it says it wrote."""
         kept = self._tables[name]
         network = self.network
@@ -218,20 +222,18 @@ class Server:
             self._committing.pop(committing, None)
             if token not in kept.tokens.get(day, ()):
                 self._remember(kept, day, token)
-                self._store(name, kept, tuple(part), client)
+                self._store(name, kept, tuple(part))
                 written += len(part)
         return None if self._fails(network.silent_count) else written
 
-    async def insert_absent(
-        self, name: str, rows: Sequence[Stored], between: tuple[int, int], token: str, client: Being
-    ) -> None:
+    async def insert_absent(self, name: str, rows: Sequence[Stored], between: tuple[int, int], token: str) -> None:
         """Store those rows that are not there yet."""
         await asyncio.sleep(self._random.random() * 0.01)
         there = self._tables[name].rows
         first, last = between
         absent = [row for row in rows if first <= row.row <= last and (row.frame, row.row) not in there]
         if absent:
-            await self.insert(name, absent, token, client)
+            await self.insert(name, absent, token)
 
     async def ask(self, table: str, answer: Callable[[_Kept], Any]) -> Any:
         """A query."""
@@ -257,10 +259,10 @@ class Server:
             rows += found
         return rows
 
-    def _store(self, name: str, kept: _Kept, part: tuple[Stored, ...], client: Being) -> None:
+    def _store(self, name: str, kept: _Kept, part: tuple[Stored, ...]) -> None:
         now = self._loop.time()
         kept.young = [young for young in kept.young if now - young[0] <= self.unsynced_s]
-        kept.young.append((now, client, part))
+        kept.young.append((now, part))
         for row in part:
             self._on_stored(name, row)
             kept.rows[row.frame, row.row] = row
@@ -289,7 +291,7 @@ class Client(ClickHouse):
         rows = self._server.read(blocks)
         written: int | None = await self._told(
             f"insert {table.name} {token} {_frames(rows)}",
-            self._server.exchange(lambda: self._server.insert(table.name, rows, token, self._process), insert=True),
+            self._server.exchange(lambda: self._server.insert(table.name, rows, token), insert=True),
         )
         return written
 
@@ -299,9 +301,7 @@ class Client(ClickHouse):
         found = self._server.read([block])
         await self._told(
             f"insert absent {table.name} {token} {_frames(found)} {rows}",
-            self._server.exchange(
-                lambda: self._server.insert_absent(table.name, found, rows, token, self._process), insert=True
-            ),
+            self._server.exchange(lambda: self._server.insert_absent(table.name, found, rows, token), insert=True),
         )
 
     async def rows_by_frame(self, table: Table, frames: Sequence[int]) -> dict[int, int]:

@@ -41,6 +41,8 @@ PINNED = {
     51402: "a SEAL of a frame that is damaged is never forgotten",
     5000510: "rows stored beside dead letters are lost by the server",
     5001273: "of rows stored beside dead letters the server has lost some",
+    10714: "a frame is done while the compaction copies it, and both machines die",
+    11484: "a gateway dies before it has counted what the one before it stored",
     203498: "a file that could not be synced is removed before its rows are written again",
 }
 """Seeds that found something, and what."""
@@ -117,10 +119,29 @@ def test_without_an_audit_of_frames_with_dead_letters_rows_are_lost(monkeypatch:
 
 
 def test_without_the_audit_rows_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def nothing(audit: Audit) -> None:
+    async def nothing(audit: Audit, batch: object) -> None:
         return None
 
-    monkeypatch.setattr(Audit, "look", nothing)
+    monkeypatch.setattr(Audit, "_check", nothing)
+    assert "lost by the server" in found()
+
+
+def test_without_what_earlier_lives_stored_rows_are_lost_with_the_machine_of_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Audit, "found", lambda *_, **__: None)
+    assert "lost by the server" in found()
+
+
+def test_with_an_audit_that_forgets_while_the_server_is_away_rows_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    suspect = Audit._suspect
+
+    def forget_first(audit: Audit, until: float) -> None:
+        audit._seen = audit._clock()
+        audit._forget()
+        suspect(audit, until)
+
+    monkeypatch.setattr(Audit, "_suspect", forget_first)
     assert "lost by the server" in found()
 
 
@@ -144,10 +165,10 @@ def test_with_refused_frames_whose_keys_are_free_before_the_disk_says_so_rows_ar
 ) -> None:
     append = Spool._say
 
-    def at_once(spool: Spool, *what: Any) -> None:
+    def at_once(spool: Spool, *what: Any, **more: Any) -> None:
         if what[-1] is not None and callable(what[-1]):
             what[-1]()
-        append(spool, *what)
+        append(spool, *what, **more)
 
     monkeypatch.setattr(Spool, "_say", at_once)
     assert "stored twice" in found()

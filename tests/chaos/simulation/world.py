@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 import gateway.delivery.compaction
+import gateway.delivery.keyfiles
 import gateway.delivery.spool
 import gateway.delivery.walk
 import gateway.delivery.writer
@@ -29,7 +30,7 @@ from gateway.delivery.segments import SegmentName, SegmentReader
 from gateway.errors import WeirError
 from gateway.metrics import Metrics
 from tests.chaos.simulation.disk import Cut, FakeDisk, Faults, Medium
-from tests.chaos.simulation.loop import Being, Loop, Stuck
+from tests.chaos.simulation.loop import Loop, Stuck
 from tests.chaos.simulation.oracle import Obligation, Oracle, Process, Violation, Word
 from tests.chaos.simulation.plan import TABLES, Plan, Request, plan
 from tests.chaos.simulation.server import Client, Network, Server, Stored
@@ -39,8 +40,6 @@ from tests.delivery.things import numbered, things, write
 WALL = 1_790_000_000.0
 HEALING_S = 900.0
 SUSPICIOUS_ROWS = 1000
-CROWDED_BYTES = 1 << 20
-"""A smaller spool keeps nothing for the audit."""
 SEGMENT_BYTES_MIN = 2048
 RAM_DISK = Path("/dev/shm")
 """Where it is there; elsewhere the simulation is slower."""
@@ -80,7 +79,7 @@ class World:
         self._lives: dict[int, Life] = {}
         self._count = 0
         self._healed = False
-        self._unaudited: dict[int, tuple[float, Process]] = {}
+        self._is_unaudited = False
         self._keys: int | None = None
         self._insisting: list[asyncio.Task[None]] = []
 
@@ -196,10 +195,9 @@ class World:
         self.oracle.power_cuts.append(self.loop.time())
         self.medium.cut_power()
 
-    def _lost(self, table: str, row: Stored, client: Being) -> None:
-        assert isinstance(client, Process)
+    def _lost(self, table: str, row: Stored) -> None:
         self.oracle.lost(table, row)
-        self._unaudited[row.number] = (self.loop.time(), client)
+        self._is_unaudited = True
 
     # Senders -----------------------------------------------------------------------------------------
 
@@ -255,10 +253,14 @@ class World:
         await asyncio.wait_for(delivery.flush(), HEALING_S)
         self.note("everything is flushed")
         if self.plan.late and self.plan.settings["audit_ms"]:
-            await self._lose_late(life)
+            life = await self._lose_late(life)
+            delivery = life.delivery
+            assert delivery is not None
+        while not self.server.is_up:  # noqa: ASYNC110 - while it is away everything is kept
+            await asyncio.sleep(1.0)
         audit_s = self.plan.settings["audit_ms"] / 1000
-        await asyncio.sleep(5 + audit_s)
-        if self._unaudited:
+        await asyncio.sleep(4 * LOOK_S + audit_s)
+        if self._is_unaudited:
             await asyncio.wait_for(delivery.flush(), HEALING_S)
             await asyncio.sleep(30 + audit_s)
         life.check_counters()
@@ -269,16 +271,22 @@ class World:
         if life.process.lost:
             raise Violation("rows are lost with a stop after a flush")
 
-    async def _lose_late(self, life: Life) -> None:
-        """The server acknowledges rows, and then loses some of them with its machine."""
+    async def _lose_late(self, life: Life) -> Life:
+        """The server acknowledges rows, and then loses some of them with its machine. Returns who lives then."""
         assert life.delivery is not None
         await asyncio.sleep(2 * LOOK_S)
         context = life.process.context()
         await asyncio.gather(*(self.loop.create_task(life.request(each), context=context) for each in self.plan.late))
         await asyncio.wait_for(life.delivery.flush(), HEALING_S)
         self.server.loses = 0.5
-        self.server.crash(machine=True, for_s=1.0)
-        await asyncio.sleep(4 * LOOK_S)
+        self.server.crash(machine=True, for_s=self.plan.late_away_s)
+        if self.plan.late_together:
+            self._cut_power()
+            life = self._new_life(0, float("inf"))
+            life.begin(list(range(1, self.plan.together)))
+            self._lives[0] = life
+        await asyncio.sleep(self.plan.late_away_s + 4 * LOOK_S)
+        return life
 
     def _letters(self) -> dict[int, int]:
         found: dict[int, int] = {}
@@ -290,16 +298,8 @@ class World:
         return found
 
     def _excused(self, row: Obligation) -> bool:
-        """Whether the server lost a row, and who stored it lived no longer, or was not to remember it."""
-        if not row.lost_by_server:
-            return False
-        settings = self.plan.settings
-        if not settings["audit_ms"] or settings["spool_bytes_max"] < CROWDED_BYTES:
-            return True
-        for lost_at, process in (self._unaudited[number] for number, other in self.oracle.rows.items() if other is row):
-            if process.ended is not None and process.ended < lost_at + 60.0:
-                return True
-        return False
+        """Whether the server lost a row, and nobody was to remember it."""
+        return row.lost_by_server and not self.plan.settings["audit_ms"]
 
 
 class Life:
@@ -514,6 +514,7 @@ def _simulated(world: World) -> Iterator[None]:
     places: list[tuple[object, str, object]] = [
         (gateway.delivery.spool, "Writer", SimulatedWriter),
         (gateway.delivery.spool, "SegmentReader", FailingReader),
+        (gateway.delivery.keyfiles, "SegmentReader", FailingReader),
         (gateway.delivery.walk, "SegmentReader", FailingReader),
         (gateway.delivery.compaction, "SegmentReader", FailingReader),
         (gateway.delivery.walk, "PAUSE_S", 0.0),
