@@ -36,7 +36,7 @@ _NAME = re.compile(r"([0-9a-f]{8})-([0-9a-f]{16})\.keys")
 
 
 class KeyFiles:
-    """Those of one slot. Everything here blocks and raises OSError; ``number`` gives one never given before."""
+    """Those of one slot. Everything here blocks, and raises OSError; ``number`` gives one never given before."""
 
     def __init__(self, directory: Path, disk: Disk, keys: Idempotency, number: Callable[[], int]) -> None:
         self._directory = directory
@@ -74,12 +74,16 @@ class KeyFiles:
         over = [path for newest_s, path in files if self._keys.is_over(newest_s)]
         rest = [path for newest_s, path in files if not self._keys.is_over(newest_s)]
         if len(rest) >= FILES_MAX:
-            entries += b"".join(self._keys.still_kept(_entries(path)) for path in rest)
+            # Where files cannot be removed the same keys are met again, in all that were ever made of them.
+            entries = _distinct(entries + b"".join(self._keys.still_kept(_entries(path)) for path in rest))
             over += rest
         if entries:
             self._write(entries)
         for path in over:
-            self._disk.remove(path)
+            try:
+                self._disk.remove(path)
+            except OSError as error:  # It is tried again with the next ones.
+                log.warning("spool: %s could not be removed: %s", path.name, error.strerror)
 
     def _write(self, entries: bytes) -> None:
         newest_s = max(_AT.unpack_from(entries, start + _AT_OFFSET)[0] for start in range(0, len(entries), KEY_BYTES))
@@ -102,6 +106,10 @@ def found_files(directory: Path) -> list[tuple[int, Path]]:
     """(the newest key's seconds since 1970, path) of each, oldest first."""
     named = [(_NAME.fullmatch(path.name), path) for path in directory.iterdir()]
     return sorted((int(name[1], 16), path) for name, path in named if name)
+
+
+def _distinct(entries: bytes) -> bytes:
+    return b"".join(dict.fromkeys(entries[at : at + KEY_BYTES] for at in range(0, len(entries), KEY_BYTES)))
 
 
 def _entries(path: Path) -> bytes:

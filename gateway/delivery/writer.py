@@ -77,12 +77,13 @@ class Entry:
         return framed_bytes(len(self.payload), self.table, self.project_id, len(self.keys))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Removal:
-    """A file to be removed, and what is to be done before."""
+    """A file to be removed, and what is to be done before; ``is_ready``: that was done."""
 
     path: Path
     before: Callable[[], None]
+    is_ready: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,12 +371,14 @@ class Writer:
     def _is_ready(self, removal: Removal) -> bool:
         """Whether what is to be done before a removal is done. It may use the reserve, for it gives back more."""
         try:
-            removal.before()
+            if not removal.is_ready:
+                removal.before()
         except OSError as error:
             if error.errno == errno.ENOSPC and self._release_reserve():
                 return self._is_ready(removal)
             log.warning("spool: %s cannot be removed yet: %s", removal.path.name, error.strerror)
             return False
+        removal.is_ready = True
         return True
 
     def _gone(self, path: Path) -> bool:

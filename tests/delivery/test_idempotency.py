@@ -467,6 +467,21 @@ def test_key_files_are_made_one_and_go_with_their_time(keys: Idempotency, clock:
     assert found_files(tmp_path) == []
 
 
+def test_key_files_that_cannot_be_removed_do_not_grow(keys: Idempotency, clock: Clock, tmp_path: Path) -> None:
+    """Each is made one with all the others again and again."""
+    disk = Recording()
+    disk.fails = failing("remove", errno.EIO, times=10_000)
+    files = KeyFiles(tmp_path, disk, keys, iter(range(1_000)).__next__)
+    many = 2 * FILES_MAX
+    for number in range(many):
+        with claimed(keys, str(number)) as claim:
+            entries = entry(claim)
+            keys.kept(entries)
+        files.keep(entries)
+    assert disk.count("remove") > 1
+    assert max(path.stat().st_size for _, path in found_files(tmp_path)) <= (many + 1) * len(entries)
+
+
 @pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
 def test_of_a_damaged_key_file_nothing_is_believed(
     keys: Idempotency, clock: Clock, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
