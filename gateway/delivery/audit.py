@@ -113,6 +113,8 @@ class Audit:
 
     def found(self, table: Table, at: float, frames: array[int], *, letters: bool) -> None:
         """What earlier lives stored then. ``letters``: of each frame some rows are dead letters."""
+        if at > self._clock():  # The time of the day was put back: nobody knows when it was.
+            at = -math.inf
         for start in range(0, len(frames), 3 * FRAMES_PER_COUNT):
             some = frames[start : start + 3 * FRAMES_PER_COUNT]
             self._remember(Stored(at, table, some, None if letters else (), earlier=True))

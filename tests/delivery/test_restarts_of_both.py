@@ -133,18 +133,18 @@ async def test_a_server_that_never_says_how_long_it_runs_does_not_fill_the_disk(
 
 
 @pytest.mark.parametrize(
-    ("started", "counts"),
-    [(800.0, []), (870.0, [5]), (950.0, [5])],
-    ids=["it goes on", "which clock knows", "it started since"],
+    ("started", "stored", "counts"),
+    [(800.0, 900.0, []), (870.0, 900.0, [5]), (950.0, 900.0, [5]), (800.0, 4_500.0, [5])],
+    ids=["it goes on", "which clock knows", "it started since", "the time of the day was put back"],
 )
 async def test_what_an_earlier_life_stored_is_counted_where_the_server_started_since(
-    started: float, counts: list[int]
+    started: float, stored: float, counts: list[int]
 ) -> None:
     server, again = Server(), list[int]()
     server.started = started
     audit = audit_of(server, again)
     await audit.look()
-    audit.found(things(), 900.0, array("Q", (1, 5, 3)), letters=False)
+    audit.found(things(), stored, array("Q", (1, 5, 3)), letters=False)
     audit.found_all()
     assert audit.safe() == float("-inf"), "before the server was asked"
     await audit.look()
