@@ -200,7 +200,7 @@ async def on_spool(directory: Path, senders: int, seconds: float) -> Run:
         if len(kept) == DONE_BLOCKS:
             spool.done("otel_logs", kept)
             kept.clear()
-            spool.sweep(safe=math.inf)
+            spool.sweep(math.inf)
 
     def fail(block: Block, error: OSError) -> None:
         raise error

@@ -22,13 +22,13 @@ import logging
 import math
 from array import array
 from collections import deque
-from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from operator import attrgetter
 
 from gateway.delivery.block import Block
-from gateway.delivery.clickhouse import Ambiguous, Busy, ClickHouse, DeliveryError, Poison
+from gateway.delivery.clickhouse import Ambiguous, Busy, ClickHouse, DeliveryError, Operator, Poison
 from gateway.delivery.segments import Member
 from gateway.schema import Table
 
@@ -41,6 +41,9 @@ CLOCKS_DRIFT = 0.001
 """By how much the server's clock may go faster or slower than ours."""
 WALL_CLOCKS_DIFFER_S = 60.0
 """What an earlier life did may be so much older than it seems."""
+UNDER_WAY_S = 60.0
+"""How long what a process has sent may go on in the server after the process has ended: as long as we wait for it."""
+LOOK_S_MIN = 0.05
 HURRIED_S = 40.0
 """A system writes what it was given within 35 s."""
 FRAMES_MAX = 2_000_000
@@ -61,7 +64,7 @@ class Stored:
     """
 
     at: float
-    table: Table
+    table: str
     frames: array[int]
     dead: Sequence[int] | None = ()
     earlier: bool = False
@@ -72,9 +75,9 @@ class Stored:
         """How many rows of each frame are there."""
         return dict(zip(zip(self.frames[::3], self.frames[1::3], strict=True), self.frames[2::3], strict=True))
 
-    def drop(self, members: Container[Member]) -> None:
-        """Look after these frames no more."""
-        left = ((*member, rows) for member, rows in self.rows.items() if member not in members)
+    def drop(self, member: Member) -> None:
+        """Look after this frame no more."""
+        left = ((*other, rows) for other, rows in self.rows.items() if other != member)
         self.frames = array("Q", chain.from_iterable(left))
 
 
@@ -101,17 +104,24 @@ class Audit:
         self._frames = 0
         self._suspects: dict[Stored, set[int]] = {}
         self._mended: dict[Stored, tuple[float, set[int]]] = {}
-        self._looked = 0.0
+        self._began = clock()
+        self._looked = self._met = 0.0
         self._started: tuple[float, float] | None = None
         self._seen = -math.inf
+        self._mute_since = math.inf
         self._knows_all = False
+        self._tables: dict[str, Table] = {}
 
-    def stored(self, table: Table, blocks: Sequence[Block], dead: Sequence[int] = ()) -> None:
+    def add_table(self, table: Table) -> None:
+        """From now on what is stored in this table can be counted."""
+        self._tables[table.name] = table
+
+    def stored(self, table: str, blocks: Sequence[Block], dead: Sequence[int] = ()) -> None:
         """ClickHouse has acknowledged these blocks now; of a single one all rows but ``dead``, in order."""
         found = ((*_member(block), block.rows - len(dead)) for block in blocks if block.place is not None)
         self._remember(Stored(self._clock(), table, array("Q", chain.from_iterable(found)), dead))
 
-    def found(self, table: Table, at: float, frames: array[int], *, letters: bool) -> None:
+    def found(self, table: str, at: float, frames: array[int], *, letters: bool) -> None:
         """What earlier lives stored then. ``letters``: of each frame some rows are dead letters."""
         if at > self._clock():  # The time of the day was put back: nobody knows when it was.
             at = -math.inf
@@ -122,20 +132,23 @@ class Audit:
     def found_all(self) -> None:
         """All that earlier lives stored was said."""
         self._stored = deque(sorted(self._stored, key=attrgetter("at")))
-        self._started, self._seen = None, -math.inf  # Whoever is there now may have started since.
+        self._started = None  # Whoever is there now may have started since.
         self._knows_all = True
 
     def safe(self, *, hurry: bool = False) -> float:
-        """The clock before which what was stored is not needed any more; minus infinity while nothing is known.
+        """The clock before which nothing that was stored is needed but what is ``needed``; minus infinity: unknown yet.
 
         ``hurry``: there is little room, so nothing is kept for longer than a system takes to write it.
         """
         if not self._keep_s:
             return self._clock()
-        if not self._knows_all:
-            return -math.inf
-        keep_s = min(self._keep_s, HURRIED_S) if hurry else self._keep_s
-        return min([self._seen - keep_s, *(batch.at for batch in (*self._suspects, *self._mended))])
+        return self._seen - (min(self._keep_s, HURRIED_S) if hurry else self._keep_s)
+
+    @property
+    def counted(self) -> float:
+        """The clock before which all that was stored is safe; minus infinity while that is not known."""
+        batches = (*self._suspects, *self._mended)
+        return min([self.safe(), *(batch.at for batch in batches)]) - WALL_CLOCKS_DIFFER_S
 
     @property
     def needed(self) -> set[int]:
@@ -153,7 +166,9 @@ class Audit:
                 log.error("what ClickHouse has lost cannot be read from the spool now: %s", error.strerror)  # noqa: TRY400
             except Exception:  # A fault of ours must not end the watch.
                 log.exception("the audit stumbled and goes on")
-            await asyncio.sleep(min(LOOK_S, self._keep_s / LOOKS_A_KEEPING or LOOK_S))
+            await asyncio.sleep(
+                min(LOOK_S, max(LOOK_S_MIN, self._keep_s / LOOKS_A_KEEPING)) if self._keep_s else LOOK_S
+            )
 
     async def look(self) -> None:
         """Ask whether the server started anew, and if so, count.
@@ -167,40 +182,47 @@ class Audit:
         earliest, latest = before - uptime_s - 1, self._clock() - uptime_s
         drift = CLOCKS_DRIFT * (before - self._looked)
         self._looked = before
-        if self._started is not None and earliest <= self._started[1] + drift:
-            if latest >= self._started[0] - drift:  # else it is another one, of several, and older
-                self._started = self._started[0] - drift, min(latest, self._started[1] + drift)
-                self._seen = before
+        is_older = self._started is not None and latest < self._started[0] - drift
+        if is_older and before - self._met <= self._keep_s:
+            pass  # It is another one, of several.
+        elif self._started is not None and not is_older and earliest <= self._started[1] + drift:
+            self._started = self._started[0] - drift, min(latest, self._started[1] + drift)
+            self._met = before
         else:
             # At the first look only this tells what another one took before; what was stored since is here.
             self._suspect(latest if self._started is None else math.inf)
-            self._started = earliest, latest
-            self._seen = before
-        self._forget()
-        failed: DeliveryError | None = None
+            self._started, self._met = (earliest, latest), before
+        self._see(before)
+        failed: DeliveryError | OSError | None = None
         for batch in list(self._suspects):
+            if batch.table not in self._tables:
+                continue  # It is added behind the start, when Postgres has told of it.
             try:
                 await self._check(batch)
-            except (Busy, Ambiguous):
-                raise  # The server is away for all of them.
-            except DeliveryError as error:
-                failed = error  # One table is in nobody's way.
+            except (Busy, Ambiguous):  # The server is away for all of them, or for this one, which is the last now.
+                self._suspects[batch] = self._suspects.pop(batch)
+                raise
+            except (DeliveryError, OSError) as error:
+                failed = error  # One table, or one file, is in nobody's way.
             else:
-                segments = self._suspects.pop(batch)
-                if batch.earlier:  # Who found it before us may have inserted some of it again just now.
-                    self._mended[batch] = self._clock(), segments
+                del self._suspects[batch]
+                if batch.earlier and batch.frames:  # Who found it before us may have inserted some again just now.
+                    self._mended[batch] = self._clock(), set(batch.frames[::3])
         if failed is not None:
             raise failed
 
     async def _uptime_s(self, before: float) -> float:
         try:
-            return await self._clickhouse.uptime_s()
+            uptime_s = await self._clickhouse.uptime_s()
         except (Busy, Ambiguous):
             raise
         except DeliveryError:
-            self._seen = before  # One that never says it must not fill our disk.
-            self._forget()
+            self._mute_since = min(self._mute_since, before)
+            if self._stored and self._stored[-1].at > self._mute_since + self._keep_s:
+                self._see(before)  # It takes rows all the time, and never says it: it must not fill our disk.
             raise
+        self._mute_since = math.inf
+        return uptime_s
 
     def _remember(self, batch: Stored) -> None:
         if not self._keep_s or not batch.frames:
@@ -210,8 +232,11 @@ class Audit:
         while self._frames > FRAMES_MAX:
             self._let_go()
 
-    def _forget(self) -> None:
-        """What was stored for long enough is on the server's disk."""
+    def _see(self, at: float) -> None:
+        """The server runs: what was stored for long enough is on its disk."""
+        if not self._knows_all:
+            return
+        self._seen = at
         while self._stored and self._stored[0].at < self._seen - self._keep_s:
             self._let_go()
         for batch, (at, _) in list(self._mended.items()):
@@ -238,12 +263,22 @@ class Audit:
             blocks = await self._read(lost)
             log.error(
                 "%s: ClickHouse lost rows of %d blocks it had acknowledged; those of %d are inserted again",
-                batch.table.name,
+                batch.table,
                 len(lost),
                 len(blocks),
             )
             found = {_member(block): block for block in blocks}
             rest = {} if batch.dead is None else {member: found[member] for member in found if lost[member]}
+            # These go the usual way, or are not in the spool any more.
+            for member in lost.keys() - rest.keys():
+                if member in found:
+                    found[member].suspect = batch.dead is None or bool(
+                        batch.dead
+                    )  # A replay may store those meanwhile.
+                    self._again(found[member])
+                self._drop(batch, member)
+            if rest and batch.earlier and self._clock() < self._began + UNDER_WAY_S:
+                raise Operator("who found it before may be inserting the rest of it")
             for member, block in rest.items():
                 self._mended[batch] = self._clock(), set(batch.frames[::3])
                 try:
@@ -251,44 +286,37 @@ class Audit:
                 except Poison:  # The table takes some of it no more: that is searched for, as it is elsewhere.
                     block.suspect = True
                     self._again(block)
-                    self._drop(batch, [member])
-            # From here on these go the usual way, or are not in the spool any more.
-            self._drop(batch, lost.keys() - rest.keys())
-            for member, block in found.items():
-                if member not in rest:
-                    block.suspect = batch.dead is None or bool(batch.dead)  # A replay may store those meanwhile.
-                    self._again(block)
+                    self._drop(batch, member)
             if not rest:
                 return
-        log.error("%s: it does not keep rows that are inserted again; does its TTL delete them?", batch.table.name)
+        log.error("%s: it does not keep rows that are inserted again; does its TTL delete them?", batch.table)
 
-    def _drop(self, batch: Stored, members: Container[Member]) -> None:
-        """What is looked after elsewhere; the batch itself may be let go already."""
-        before = len(batch.frames)
-        batch.drop(members)
-        if batch in self._stored:
-            self._frames -= (before - len(batch.frames)) // 3
+    def _drop(self, batch: Stored, member: Member) -> None:
+        """It is looked after elsewhere; the batch itself may be let go already."""
+        batch.drop(member)
+        self._frames -= batch in self._stored
 
     async def _insert_rest(self, batch: Stored, dead: Sequence[int], block: Block) -> None:
         """Insert what is missing of a block."""
         for run in _between(dead, block.rows):
             # Nobody knows what became of an attempt before, so it is the same one until there is an answer.
             token = batch.tokens.setdefault((block.frame, run[0]), self._token())
-            await self._clickhouse.insert_absent(batch.table, block.data, frame=block.frame, token=token, rows=run)
+            table = self._tables[batch.table]
+            await self._clickhouse.insert_absent(table, block.data, frame=block.frame, token=token, rows=run)
             del batch.tokens[block.frame, run[0]]
 
     async def _lost(self, batch: Stored) -> dict[Member, int]:
         """The frames of which rows are missing, and how many are there."""
-        stored = batch.rows
+        stored, table = batch.rows, self._tables[batch.table]
         if batch.dead and stored:
             # Those that a replay has stored meanwhile stand for no others.
             ((member, rows),) = stored.items()
-            found = len(await self._clickhouse.stored_rows(batch.table, member[1]) - set(batch.dead))
+            found = len(await self._clickhouse.stored_rows(table, member[1]) - set(batch.dead))
             return {member: found} if found < rows else {}
         there: dict[int, int] = {}
         frames = [frame for _, frame in stored]
         for start in range(0, len(frames), FRAMES_PER_COUNT):
-            there |= await self._clickhouse.rows_by_frame(batch.table, frames[start : start + FRAMES_PER_COUNT])
+            there |= await self._clickhouse.rows_by_frame(table, frames[start : start + FRAMES_PER_COUNT])
         return {member: there.get(member[1], 0) for member, rows in stored.items() if there.get(member[1], 0) < rows}
 
 

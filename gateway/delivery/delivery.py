@@ -144,6 +144,7 @@ class Delivery:
         )
         for flusher in self._flushers:
             flusher.add_table(table)
+        self._audit.add_table(table)
         self._wake.set()
 
     @property
@@ -331,7 +332,7 @@ class Delivery:
         self._cut_soon()
 
     def _stored(self, table: Table, blocks: Sequence[Block], dead: Sequence[int]) -> None:
-        self._audit.stored(table, blocks, dead)
+        self._audit.stored(table.name, blocks, dead)
         self._wake.set()
 
     def _lost_there(self, block: Block) -> None:
@@ -376,8 +377,7 @@ class Delivery:
             self._metrics.rows_recovered.add(rows, table)
         self._progress.add_old(backlog.frames)
         for (table, at, letters), frames in backlog.done.items():
-            if table in self._stocks:
-                self._audit.found(self._stocks[table].table, at, frames, letters=letters)
+            self._audit.found(table, at, frames, letters=letters)
         self._audit.found_all()
         for sealed in seals:
             self._seals.setdefault(sealed.table, []).append(sealed)
@@ -391,7 +391,8 @@ class Delivery:
             self._wake.clear()
             self._tell()
             try:
-                self._spool.sweep(safe=self._audit.safe(hurry=self._room.is_crowded), needed=self._audit.needed)
+                audit = self._audit
+                self._spool.sweep(audit.safe(hurry=self._room.is_crowded), needed=audit.needed, counted=audit.counted)
                 self._room.look()
                 for table in list(self._stocks):
                     await self._resume(table)

@@ -25,6 +25,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from gateway.delivery.audit import UNDER_WAY_S
 from gateway.delivery.batch import Batch, Isolation, Queue, Repair
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import (
@@ -50,9 +51,6 @@ from gateway.metrics import Metrics
 from gateway.schema import Table
 
 log = logging.getLogger(__name__)
-
-UNDER_WAY_S = 60.0
-"""How long what a process has sent may go on in the server after the process has ended: as long as we wait for it."""
 
 
 class Flusher:

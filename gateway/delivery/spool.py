@@ -104,7 +104,8 @@ class Spool:
         keys: Idempotency | None = None,
         on_damaged: Callable[[Block], None] = lambda block: None,
     ) -> None:
-        directory = self.directory = numbers.place
+        directory, self._number = numbers.place, numbers.upcoming
+        self.directory = directory
         self._on_damaged = on_damaged
         self.recovered = asyncio.Event()
         self.ledger = Ledger()
@@ -117,14 +118,14 @@ class Spool:
         self._keys = keys
         self._key_files = KeyFiles(directory, self._disk, keys, numbers.next) if keys is not None else None
         self._is_audited = audit_s > 0
-        self._safe = -math.inf
+        self._counted = -math.inf
         self._clock = clock
         self._wall = wall
+        self._zero = wall() - clock()  # Whatever becomes of the time of the day: these times are to go on.
         self._quarantine = Quarantine(directory)
         self._found = found_segments(directory)
         self._old = frozenset(name.id for name, _ in self._found)
         self._is_suspect = False
-        self._revived: set[int] = set()
         for name, path in self._found:
             size = path.stat().st_size
             self.ledger.segments[name.id] = Segment(name, path, size, size, closed=True)
@@ -236,8 +237,6 @@ class Spool:
 
         Where it is ``suspect``, some of it may be there: it is counted first, also when it is read anew.
         """
-        if block.suspect:
-            self._revived.add(block.frame)
         origin, block.place = block.on_disk.segment, None
         self._origins[block.frame] = origin
         self._write_again(block, origin, kept)
@@ -319,7 +318,7 @@ class Spool:
 
     async def recover(self) -> tuple[Backlog, list[Sealed]]:
         """Walk the segments of earlier lives. Returns what they hold, and the batches that were sealed."""
-        walk = await asyncio.to_thread(walk_segments, self._found, self._quarantine, self._disk.sync_path)
+        walk = await asyncio.to_thread(walk_segments, self._found, self._quarantine, self._disk.sync_path, self._number)
         for segment_id, size in (await asyncio.to_thread(trim, self._found, walk.written, self._disk)).items():
             segment = self.ledger.segments[segment_id]
             segment.bytes = segment.end = size
@@ -334,8 +333,7 @@ class Spool:
         if self._keys is not None:
             await asyncio.to_thread(self._find_keys, self._keys, walk)
         self.recovered.set()
-        zero = self._clock() - self._wall()
-        done = {(table, zero + second, letters): frames for (table, second, letters), frames in walk.done.items()}
+        done = {(table, at - self._zero, letters): frames for (table, at, letters), frames in walk.done.items()}
         return Backlog(walk.rows, sum(walk.frames.values()), done if self._is_audited else {}), open_seals
 
     def has_unread(self, table: str) -> bool:
@@ -396,12 +394,13 @@ class Spool:
         """
         return [block for block, damage in await self._load_members(members) if not damage]
 
-    def sweep(self, *, safe: float, needed: Set[int] = frozenset()) -> None:
+    def sweep(self, safe: float, *, needed: Set[int] = frozenset(), counted: float = -math.inf) -> None:
         """Remove the segments that nobody needs any more. To be called every second or so.
 
-        ``safe``: the clock before which what was done is. ``needed``: ids of segments that are to stay.
+        ``safe``: the clock before which they have to be over. ``needed``: ids of segments that are to stay.
+        ``counted``: the clock before which what was done needs no audit, which the next DONE says.
         """
-        self._safe = safe
+        self._counted = counted
         if self.recovered.is_set():
             needed = needed | set(self._origins.values())
             for segment in self.ledger.removable(self._clock(), safe, needed):
@@ -462,7 +461,6 @@ class Spool:
             members += self.ledger.places(*_member(block))
             self._compaction.settled(*_member(block), kind, rows)
             self.ledger.ghosts.pop(block.frame, None)
-            self._revived.discard(block.frame)
         self.ledger.unseal(block.frame for block in on_disk)
         if members:
             self._say(kind, table, members, void, rows=rows)
@@ -493,14 +491,14 @@ class Spool:
         again = partial(self._say, kind, table, members, void, rows=rows, synced=synced)
         payload = listed(members, VOID if void is not None else "")
         # What is written again is not safe until it is.
-        safe_ms = 0 if math.isinf(self._safe) or self._origins else self._milliseconds(self._safe)
+        safe_ms = 0 if math.isinf(self._counted) or self._origins else self._milliseconds(self._counted)
         entry = Entry(kind, payload, kept, failed, safe_ms, table, rows=rows, at_ms=self._milliseconds(self._clock()))
         entry.synced = synced or kind == Kind.SKIP
         self._writer.append(entry)
 
     def _milliseconds(self, moment: float) -> int:
         """Since 1970, of a moment by the clock."""
-        return max(0, int((self._wall() - self._clock() + moment) * 1000))
+        return max(0, int((self._zero + moment) * 1000))
 
     def _take(self, kept: Callable[[Block], None], block: Block) -> None:
         self._hold_keys(block)
@@ -588,9 +586,8 @@ class Spool:
             payload or b"",
             self._clock() - age_s,
             place=frame.place,
-            # A copy is of something older, wherever it is.
-            suspect=frame.number in self._revived
-            or (self._is_suspect and (frame.place.segment in self._old or frame.origin != 0)),
+            # Of what is a copy some may be stored: who revived it knew, and may be dead.
+            suspect=frame.origin != 0 or (self._is_suspect and frame.place.segment in self._old),
         )
         return block, payload is None
 

@@ -34,21 +34,23 @@ log = logging.getLogger(__name__)
 
 TRIES, PAUSE_S = 5, 0.2
 """What a segment that is not read would say of others is not known, and so they would be inserted again."""
-DONE_MAX = 1_000_000
+DONE_MAX = 500_000
 """Of the frames that were done last, so many are remembered, for the audit."""
 DoneOf = tuple[str, int, bool]
 """A table, a second since 1970, and whether dead letters were made of some rows."""
 
 
 def walk_segments(
-    segments: Sequence[tuple[SegmentName, Path]], quarantine: Quarantine, sync: Callable[[Path], None]
+    segments: Sequence[tuple[SegmentName, Path]], quarantine: Quarantine, sync: Callable[[Path], None], number: int
 ) -> Walk:
     """Walk segments, given oldest first. Those that cannot be read are named in ``unreadable``.
+
+    ``number``: one of our slot's.
 
     Each is synced first: who wrote it may have been killed before, and what is believed here must not be lost
     with the power later, when it has been acted upon.
     """
-    walk = Walk()
+    walk = Walk(number >> SEQUENCE_BITS + EPOCH_BITS)
     for name, path in reversed(segments):
         for again in reversed(range(TRIES)):
             try:
@@ -63,6 +65,8 @@ def walk_segments(
                 else:
                     walk.unreadable.add(name.id)
     walk.follow()
+    if walk.done_count > DONE_MAX:
+        log.warning("spool: of %d frames that were done last only %d are looked after", walk.done_count, DONE_MAX)
     return walk
 
 
@@ -140,7 +144,8 @@ def _keys(reader: SegmentReader, walk: Walk, frames: Sequence[Frame], *, in_orde
 class Walk:
     """What the heads of old segments say, of each segment after those behind it."""
 
-    def __init__(self) -> None:
+    def __init__(self, slot: int) -> None:
+        self._slot = slot
         self.frames: dict[int, int] = {}
         self.live_bytes: dict[int, int] = {}
         self.copies: dict[int, int] = {}
@@ -161,7 +166,7 @@ class Walk:
         self.done: dict[DoneOf, array[int]] = {}
         """What ClickHouse may lose yet: the segment, number and rows of each frame, one behind the other."""
         self._done_at: dict[int, tuple[int, int]] = {}
-        self._done_count = 0
+        self.done_count = 0
         self._safe_ms: dict[int, int] = {}
 
     def copied(self, frame: Frame) -> None:
@@ -203,17 +208,21 @@ class Walk:
     def _remember(self, frame: Frame, members: Sequence[Member]) -> None:
         """A DONE, or a SKIP of rows beside dead letters: unless somebody said since that it is safe there.
 
-        A life says so of all that its slot did before. Of frames that were written again since it says nothing.
+        A life says so of all that its slot did before, or had taken over. Of frames that were written again since it
+        says nothing.
         """
         slot = frame.place.segment >> SEQUENCE_BITS + EPOCH_BITS
-        safe_ms = self._safe_ms[slot] = max(frame.number, self._safe_ms.get(slot, 0))
-        if frame.at_ms < max(1, safe_ms) or self._done_count >= DONE_MAX:
+        self._safe_ms[slot] = max(frame.number, self._safe_ms.get(slot, 0))
+        safe_ms = max(self._safe_ms[slot], self._safe_ms.get(self._slot, 0))
+        if frame.at_ms < max(1, safe_ms) or (frame.kind == Kind.SKIP and not frame.rows):
             return
-        if frame.kind == Kind.DONE or frame.rows:
-            self._done_count += len(members)
-            for _, number in members:
-                if number not in self.copies:
-                    self._done_at.setdefault(number, (frame.at_ms, frame.rows))
+        self.done_count += len(members)
+        if self.done_count > DONE_MAX:
+            return
+        done = frame.at_ms, frame.rows
+        for _, number in members:
+            if number not in self.copies:
+                self._done_at.setdefault(number, done)
 
     def live(self, segment: int, data: Iterable[Frame]) -> None:
         """The DATA frames of a segment, all that is behind them being known."""

@@ -115,10 +115,11 @@ async def test_a_start_is_told_from_going_on_by_the_uptime(looks: list[tuple[flo
 
     server = cast("ClickHouse", Server())
     audit = Audit(server, read=read, again=refused, token=str, keep_s=1e6, clock=lambda: clock_s)
+    audit.add_table(things())
     await audit.look()
     block = Block("things", "p", 7, 1, b"", 0.0, durability=Durability.DISK)
     block.place = Place(1, 64, 100)
-    audit.stored(things(), [block])
+    audit.stored("things", [block])
     for look, (clock_s, uptime) in enumerate(looks[1:], 1):  # noqa: B007
         await audit.look()
     assert counted == counts
@@ -157,9 +158,11 @@ async def test_one_table_s_trouble_holds_up_no_other() -> None:
         keep_s=1e6,
         clock=lambda: clock_s,
     )
+    audit.add_table(things())
+    audit.add_table(things("others"))
     await audit.look()
-    audit.stored(things(), [blocks[1]])
-    audit.stored(things("others"), [blocks[2]])
+    audit.stored("things", [blocks[1]])
+    audit.stored("others", [blocks[2]])
     server.started = 990.0
     with pytest.raises(Operator):
         await audit.look()

@@ -58,7 +58,7 @@ async def test_rows_that_wait_in_one_file_do_not_keep_all_later_ones(tmp_path: P
         last = block
     spool.done("things", [last])
     while True:
-        spool.sweep(safe=math.inf)
+        spool.sweep(math.inf)
         if not await spool.compact():
             break
     await until(lambda: len(list(numbers.place.glob("*.seg"))) <= 2, "what nobody needs is given back")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +15,9 @@ import pytest
 from gateway.delivery.audit import Audit
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import Busy, ClickHouse, Operator
-from gateway.delivery.segments import Place
+from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.segments import Member, Place
+from gateway.delivery.spool import Spool
 from tests.delivery.disks import Recording
 from tests.delivery.rig import Engine, crash, holds, rig, until, until_it
 from tests.delivery.spools import killed, opened, refused
@@ -45,12 +49,14 @@ async def test_rows_lost_with_the_machine_of_both_are_inserted_again(
 
 
 class Server:
-    """One that is asked for its uptime, and has lost all."""
+    """One that is asked for its uptime, and has lost all but what is ``there``: rows by frame, of three each."""
 
     def __init__(self) -> None:
         self.clock_s = 1_000.0
         self.started: float | None = 0.0
         self.counted: list[int] = []
+        self.inserted: list[int] = []
+        self.there: dict[int, int] = {}
 
     async def uptime_s(self) -> float:
         if self.started is None:
@@ -59,14 +65,21 @@ class Server:
 
     async def rows_by_frame(self, table: object, frames: Sequence[int]) -> dict[int, int]:
         self.counted += frames
-        return {}
+        return {frame: self.there[frame] for frame in frames if frame in self.there}
+
+    async def insert_absent(self, table: object, block: bytes, *, frame: int, **more: object) -> None:
+        self.inserted.append(frame)
+        self.there[frame] = 3
 
 
-def audit_of(server: Server, again: list[int]) -> Audit:
-    async def read(members: object) -> list[Block]:
-        return [stored_block(frame) for _, frame in cast("dict[tuple[int, int], int]", members)]
+async def stored_blocks(members: object) -> list[Block]:
+    return [stored_block(frame) for _, frame in cast("dict[tuple[int, int], int]", members)]
 
-    return Audit(
+
+def audit_of(
+    server: Server, again: list[int], read: Callable[[Iterable[Member]], Awaitable[list[Block]]] = stored_blocks
+) -> Audit:
+    audit = Audit(
         cast("ClickHouse", server),
         read=read,
         again=lambda block: again.append(block.frame),
@@ -74,11 +87,13 @@ def audit_of(server: Server, again: list[int]) -> Audit:
         keep_s=120.0,
         clock=lambda: server.clock_s,
     )
+    audit.add_table(things())
+    return audit
 
 
-def stored_block(frame: int) -> Block:
+def stored_block(frame: int, segment: int = 1) -> Block:
     block = Block("things", "p", frame, 3, b"", 0.0, durability=Durability.DISK)
-    block.place = Place(1, 64, 100)
+    block.place = Place(segment, 64, 100)
     return block
 
 
@@ -87,7 +102,7 @@ async def test_a_server_that_is_away_for_long_is_counted_when_it_is_back() -> No
     audit = audit_of(server, again)
     audit.found_all()
     await audit.look()
-    audit.stored(things(), [stored_block(7)])
+    audit.stored("things", [stored_block(7)])
     stored_at = server.clock_s
     server.clock_s, server.started = 100_000.0, None
     with pytest.raises(Busy):
@@ -105,7 +120,7 @@ async def test_what_the_same_server_has_for_long_is_safe() -> None:
     assert audit.safe() == float("-inf"), "before anything is known"
     audit.found_all()
     await audit.look()
-    audit.stored(things(), [stored_block(7)])
+    audit.stored("things", [stored_block(7)])
     server.clock_s += 50.0
     await audit.look()
     assert audit.safe() < 1_000.0 < audit.safe(hurry=True)
@@ -118,18 +133,89 @@ async def test_what_the_same_server_has_for_long_is_safe() -> None:
     assert (server.counted, again) == ([], [])
 
 
-async def test_a_server_that_never_says_how_long_it_runs_does_not_fill_the_disk() -> None:
-    class Silent(Server):
-        async def uptime_s(self) -> float:
-            raise Operator("it is not for you", code=497)
+class Mute(Server):
+    """It may say nothing of itself."""
 
-    server = Silent()
+    is_mute = True
+
+    async def uptime_s(self) -> float:
+        if self.is_mute:
+            raise Operator("it is not for you", code=497)
+        return await super().uptime_s()
+
+
+async def test_a_server_that_takes_rows_and_never_says_how_long_it_runs_does_not_fill_the_disk() -> None:
+    server = Mute()
     audit = audit_of(server, [])
     audit.found_all()
-    server.clock_s = 2_000.0
+    for server.clock_s in (1_000.0, 2_000.0):
+        with pytest.raises(Operator):
+            await audit.look()
+        assert audit.safe() == float("-inf")
+        audit.stored("things", [stored_block(int(server.clock_s))])
     with pytest.raises(Operator):
         await audit.look()
     assert audit.safe() == 1_880.0
+
+
+async def test_a_server_whose_first_word_is_an_error_is_counted() -> None:
+    server, again = Mute(), list[int]()
+    server.is_mute = False
+    audit = audit_of(server, again)
+    audit.found_all()
+    await audit.look()
+    audit.stored("things", [stored_block(7)])
+    server.clock_s, server.is_mute = 1_600.0, True
+    with pytest.raises(Operator):
+        await audit.look()
+    server.clock_s, server.is_mute, server.started = 1_605.0, False, 1_601.0
+    await audit.look()
+    assert again == [7]
+
+
+@pytest.mark.parametrize("earlier_s", [10.0, 500.0], ids=["we were suspended", "another server, that is older"])
+async def test_a_server_that_seems_to_run_for_longer_than_it_did_does_not_fill_the_disk(earlier_s: float) -> None:
+    server = Server()
+    audit = audit_of(server, [])
+    audit.found_all()
+    await audit.look()
+    audit.stored("things", [stored_block(7)])
+    assert server.started is not None
+    server.started -= earlier_s
+    server.clock_s += 100.0
+    await audit.look()
+    assert (audit.safe(), server.counted) == (980.0, [])
+    server.clock_s += 50.0
+    await audit.look()
+    assert (audit.safe(), server.counted) == (1_030.0, [7]), "nobody knows what it has"
+
+
+async def test_what_cannot_be_counted_holds_up_no_other_and_keeps_its_own_segment_alone() -> None:
+    """Of a table that is added later, and of a file that cannot be read."""
+    server, again = Server(), list[int]()
+
+    async def read(members: object) -> list[Block]:
+        [(segment, frame)] = cast("dict[tuple[int, int], int]", members)
+        if frame == 5:
+            raise OSError(errno.EIO, "Input/output error")
+        return [stored_block(frame, segment)]
+
+    audit = audit_of(server, again, read)
+    audit.found("mine", 900.0, array("Q", (3, 9, 3)), letters=False)
+    audit.found("things", 901.0, array("Q", (2, 5, 3)), letters=False)
+    audit.found("things", 902.0, array("Q", (1, 7, 3)), letters=False)
+    audit.found_all()
+    server.started = 950.0
+    with pytest.raises(OSError, match="output error"):
+        await audit.look()
+    assert again == [7]
+    assert audit.needed == {2, 3}
+    assert audit.safe() == 880.0
+    assert audit.counted < 900.0, "the next start is to find them"
+    audit.add_table(things("mine"))
+    with pytest.raises(OSError, match="output error"):
+        await audit.look()
+    assert again == [7, 9]
 
 
 @pytest.mark.parametrize(
@@ -144,11 +230,116 @@ async def test_what_an_earlier_life_stored_is_counted_where_the_server_started_s
     server.started = started
     audit = audit_of(server, again)
     await audit.look()
-    audit.found(things(), stored, array("Q", (1, 5, 3)), letters=False)
+    audit.found("things", stored, array("Q", (1, 5, 3)), letters=False)
     audit.found_all()
     assert audit.safe() == float("-inf"), "before the server was asked"
     await audit.look()
     assert (server.counted, again) == (counts, counts)
+
+
+async def test_the_rest_of_what_an_earlier_life_stored_waits_until_nothing_of_that_is_under_way() -> None:
+    """It may have found the same, and been killed while it inserted the rest."""
+    server, again = Server(), list[int]()
+    server.there = {5: 2, 6: 3}
+    audit = audit_of(server, again)
+    audit.found("things", 900.0, array("Q", (1, 5, 3, 1, 6, 3, 1, 7, 3)), letters=False)
+    audit.found_all()
+    server.started = 950.0
+    with pytest.raises(Operator):
+        await audit.look()
+    assert (server.inserted, again) == ([], [7]), "what is gone whole goes by the spool, and its SEALs"
+    server.clock_s += 61.0
+    await audit.look()
+    assert (server.inserted, again) == ([5], [7])
+
+
+async def test_what_was_inserted_again_is_kept_and_counted_as_if_it_were_new() -> None:
+    server = Server()
+    audit = audit_of(server, [])
+    audit.found_all()
+    await audit.look()
+    audit.stored("things", [stored_block(7)])
+    server.clock_s, server.started, server.there = 1_100.0, 1_095.0, {7: 2}
+    await audit.look()
+    assert (server.inserted, audit.needed) == ([7], {1})
+    server.clock_s = 1_200.0
+    await audit.look()
+    assert audit.needed == {1}, "it is there for less than two minutes"
+    server.clock_s, server.started, server.there = 1_210.0, 1_205.0, {7: 1}
+    await audit.look()
+    assert server.inserted == [7, 7]
+    server.clock_s = 1_340.0
+    await audit.look()
+    assert audit.needed == set()
+
+
+async def test_rows_beside_dead_letters_of_an_earlier_life_are_searched_for() -> None:
+    """Nobody remembers which were dead letters, so none may be inserted without their being taken back."""
+    server, suspects = Server(), list[bool]()
+    server.there = {5: 1}
+    audit = audit_of(server, [])
+    audit._again = lambda block: suspects.append(block.suspect)
+    audit.found("things", 900.0, array("Q", (1, 5, 2)), letters=True)
+    audit.found_all()
+    server.started = 950.0
+    await audit.look()
+    assert (suspects, server.inserted) == ([True], [])
+
+
+async def test_no_more_is_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.delivery.audit.FRAMES_MAX", 2)
+    server, again = Server(), list[int]()
+    audit = audit_of(server, again)
+    audit.found_all()
+    await audit.look()
+    for frame in (7, 8, 9):
+        audit.stored("things", [stored_block(frame)])
+    server.clock_s, server.started = 1_010.0, 1_005.0
+    await audit.look()
+    assert again == [8, 9]
+    for frame in (10, 11):
+        audit.stored("things", [stored_block(frame)])
+    server.clock_s, server.started = 1_020.0, 1_015.0
+    await audit.look()
+    assert again == [8, 9, 10, 11], "what is gone back to the spool leaves room"
+
+
+async def test_of_what_was_done_the_last_is_found_where_it_is_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gateway.delivery.walk.DONE_MAX", 1)
+    numbers, spool = opened(tmp_path / "a")
+    spool.start()
+    await spool.recover()
+    kept: list[Block] = []
+    append = partial(appended, numbers, spool, kept)
+    first, second = await append(), await append()
+    spool.done("things", [first])
+    spool.done("things", [second])
+    await append()
+    assert await found(killed(tmp_path / "a", tmp_path / "b")) == {(second.frame, 3, False)}
+    assert "only 1 are looked after" in caplog.text
+    await spool.stop()
+    numbers.close()
+
+
+async def test_a_block_that_is_written_again_is_counted_first_by_a_later_life_too(tmp_path: Path) -> None:
+    """Some of it may be there: who revived it knew, and may be dead."""
+    numbers, spool = opened(tmp_path / "a")
+    spool.start()
+    await spool.recover()
+    kept: list[Block] = []
+    block = await appended(numbers, spool, kept)
+    spool.done("things", [block])
+    block.suspect = True
+    spool.revive(block, kept.append)
+    await until(lambda: len(kept) == 2, "it is kept again")
+    numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
+    await after.recover()
+    assert [each.suspect for each in await after.load("things", 1 << 20)] == [True]
+    await spool.stop()
+    numbers.close()
+    numbers_after.close()
 
 
 async def test_what_was_done_is_found_until_it_is_said_to_be_safe(tmp_path: Path) -> None:
@@ -157,13 +348,7 @@ async def test_what_was_done_is_found_until_it_is_said_to_be_safe(tmp_path: Path
     spool.start()
     await spool.recover()
     kept: list[Block] = []
-
-    async def append() -> Block:
-        block = Block("things", "p", numbers.next(), 3, b"a block", 0.0, durability=Durability.DISK)
-        spool.append(block, kept.append, refused)
-        await until(lambda: block in kept, "it is kept")
-        return block
-
+    append = partial(appended, numbers, spool, kept)
     first, second, third, letters, last = [await append() for _ in range(5)]
     spool.done("things", [first, second])
     spool.revive(second, kept.append)
@@ -179,7 +364,7 @@ async def test_what_was_done_is_found_until_it_is_said_to_be_safe(tmp_path: Path
         (second.frame, 3, False),
         (letters.frame, 2, True),
     }
-    spool.sweep(safe=spool._clock() + 1.0)
+    spool.sweep(-math.inf, counted=spool._clock() + 1.0)
     spool.done("things", [last])
     await append()  # behind it
     assert await found(killed(tmp_path / "a", tmp_path / "c")) == set()
@@ -193,16 +378,10 @@ async def test_while_a_block_is_written_again_nothing_is_said_to_be_safe(tmp_pat
     spool.start()
     await spool.recover()
     kept: list[Block] = []
-
-    async def append() -> Block:
-        block = Block("things", "p", numbers.next(), 3, b"a block", 0.0, durability=Durability.DISK)
-        spool.append(block, kept.append, refused)
-        await until(lambda: block in kept, "it is kept")
-        return block
-
+    append = partial(appended, numbers, spool, kept)
     lost, other = await append(), await append()
     spool.done("things", [lost])
-    spool.sweep(safe=spool._clock() + 1.0)
+    spool.sweep(-math.inf, counted=spool._clock() + 1.0)
     disk.fails = lambda what, name: OSError(errno.EIO, "no") if what == "write" else None
     spool.revive(lost, kept.append)
     await until(lambda: bool(spool.unwritten()), "it could not be written")
@@ -212,6 +391,14 @@ async def test_while_a_block_is_written_again_nothing_is_said_to_be_safe(tmp_pat
     assert (other.frame, 3, False) in await found(killed(tmp_path / "a", tmp_path / "b"))
     await spool.stop()
     numbers.close()
+
+
+async def appended(numbers: FrameNumbers, spool: Spool, kept: list[Block]) -> Block:
+    """A block that is in the spool now."""
+    block = Block("things", "p", numbers.next(), 3, b"a block", 0.0, durability=Durability.DISK)
+    spool.append(block, kept.append, refused)
+    await until(lambda: block in kept, "it is kept")
+    return block
 
 
 async def found(directory: Path) -> set[tuple[int, int, bool]]:

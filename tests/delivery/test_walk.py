@@ -31,7 +31,7 @@ def walked(directory: Path, *segments: tuple[SegmentName, list[Spec]], damaged: 
         path = directory / name.file
         path.write_bytes(image)
         found.append((name, path))
-    return walk_segments(found, Quarantine(directory), lambda path: None)
+    return walk_segments(found, Quarantine(directory), lambda path: None, OLD.id)
 
 
 def data(number: int, origin: int = 0) -> Spec:
@@ -111,7 +111,7 @@ def test_what_is_written_ends_with_the_last_frame_though_that_ends_with_zeros(tm
     specs = [data(7), Spec(Kind.DATA, b"a block" + bytes(3_000), 8, "things", "p", 3)]
     image, places = segment(specs, OLD, room_bytes=1 << 20)
     (tmp_path / OLD.file).write_bytes(image)
-    walk = walk_segments([(OLD, tmp_path / OLD.file)], Quarantine(tmp_path), lambda path: None)
+    walk = walk_segments([(OLD, tmp_path / OLD.file)], Quarantine(tmp_path), lambda path: None, OLD.id)
     assert walk.written == {OLD.id: places[-1].offset + places[-1].bytes}
 
 
@@ -120,7 +120,7 @@ def test_what_is_written_ends_with_what_is_torn(tmp_path: Path) -> None:
     torn = bytearray(image)
     torn[places[1].offset : places[1].offset + 8] = bytes(8)
     (tmp_path / OLD.file).write_bytes(torn)
-    walk = walk_segments([(OLD, tmp_path / OLD.file)], Quarantine(tmp_path), lambda path: None)
+    walk = walk_segments([(OLD, tmp_path / OLD.file)], Quarantine(tmp_path), lambda path: None, OLD.id)
     assert places[1].offset < walk.written[OLD.id] <= places[1].offset + places[1].bytes
 
 
@@ -130,7 +130,7 @@ def test_zeros_that_are_damage_are_not_taken_for_room(tmp_path: Path) -> None:
     hurt = header(OLD, 0, 1 << 16) + image[HEADER_BYTES : places[1].offset] + bytes(places[1].bytes)
     (tmp_path / OLD.file).write_bytes(hurt)
     quarantine = Quarantine(tmp_path)
-    walk = walk_segments([(OLD, tmp_path / OLD.file)], quarantine, lambda path: None)
+    walk = walk_segments([(OLD, tmp_path / OLD.file)], quarantine, lambda path: None, OLD.id)
     assert (walk.written, quarantine.damaged_bytes) == ({OLD.id: len(hurt)}, places[1].bytes)
 
 
@@ -145,7 +145,7 @@ def test_a_segment_that_cannot_be_read_to_its_end_counts_once_when_it_can(
 
     def said() -> tuple[object, ...]:
         reads.count = 0
-        walk = walk_segments([(OLD, path)], Quarantine(tmp_path), lambda _: None)
+        walk = walk_segments([(OLD, path)], Quarantine(tmp_path), lambda _: None, OLD.id)
         return walk.frames, walk.live_bytes, walk.rows, walk.project_bytes, walk.unread, walk.keys, walk.unreadable
 
     expected = said()

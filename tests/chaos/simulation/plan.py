@@ -62,6 +62,10 @@ class Plan:
     late_away_s: float
     late_together: bool
     """The server and the gateway are on one machine when what came late is lost."""
+    late_kills: list[float]
+    """How long each process lives that finds what was lost, but the last."""
+    late_slow: bool
+    """The server takes long meanwhile."""
 
 
 def plan(seed: int) -> Plan:
@@ -129,6 +133,8 @@ def plan(seed: int) -> Plan:
         insists=Random(f"sent again {seed}").random() < 0.25,
         late_away_s=Random(f"late away {seed}").choice((1.0, 1.0, LONG_AWAY_S)),
         late_together=one_in(Random(f"late together {seed}"), 2),
+        late_kills=_late_kills(Random(f"late kills {seed}")),
+        late_slow=one_in(Random(f"late slow {seed}"), 2),
     )
     machine = Random(f"machine {seed}")
     made.server = [(at, dies, LONG_AWAY_S if dies and one_in(machine, 4) else for_s) for at, dies, for_s in made.server]
@@ -224,6 +230,10 @@ def _late(random: Random, first: int) -> list[Request]:
         )
         for index, start in enumerate(range(first, first + 6 * many, 6))
     ]
+
+
+def _late_kills(random: Random) -> list[float]:
+    return [random.choice((0.05, 1.0, 6.0)) * random.random() for _ in range(random.choice((0, 0, 1, 3)))]
 
 
 def hash_of(project: str) -> int:

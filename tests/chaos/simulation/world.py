@@ -21,7 +21,7 @@ import gateway.delivery.walk
 import gateway.delivery.writer
 from gateway.delivery import Delivery, Settings
 from gateway.delivery.adoption import adopt
-from gateway.delivery.audit import LOOK_S
+from gateway.delivery.audit import LOOK_S, UNDER_WAY_S
 from gateway.delivery.block import Durability, Receipt
 from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.frames import FrameNumbers, slot_place
@@ -244,11 +244,9 @@ class World:
         if self.plan.settings["refused_rows_max"] < SUSPICIOUS_ROWS:
             self.server.poison.clear()  # The gateway waits for somebody to mend the table; that happens now too.
             self.oracle.mended = True
-        life = self._new_life(0, float("inf"))
-        life.begin(list(range(1, self.plan.together)))
+        life = self._last_life()
         delivery = life.delivery
         assert delivery is not None
-        self._lives[0] = life
         await asyncio.wait_for(asyncio.gather(*self._insisting), HEALING_S)
         await asyncio.wait_for(delivery.flush(), HEALING_S)
         self.note("everything is flushed")
@@ -282,10 +280,22 @@ class World:
         self.server.crash(machine=True, for_s=self.plan.late_away_s)
         if self.plan.late_together:
             self._cut_power()
-            life = self._new_life(0, float("inf"))
-            life.begin(list(range(1, self.plan.together)))
-            self._lives[0] = life
-        await asyncio.sleep(self.plan.late_away_s + 4 * LOOK_S)
+            life = self._last_life()
+        await asyncio.sleep(self.plan.late_away_s)
+        if self.plan.late_slow:
+            self.server.network.slow, self.server.network.slow_s = 0.7, 20.0
+        for lives_s in self.plan.late_kills:
+            await asyncio.sleep(lives_s)
+            self._kill(life)
+            life = self._last_life()
+        await asyncio.sleep(UNDER_WAY_S + 4 * LOOK_S)
+        self.server.network.slow = 0.0
+        return life
+
+    def _last_life(self) -> Life:
+        """A process over all that is left, in place of one that ended."""
+        life = self._lives[0] = self._new_life(0, float("inf"))
+        life.begin(list(range(1, self.plan.together)))
         return life
 
     def _letters(self) -> dict[int, int]:
