@@ -18,7 +18,8 @@ by its name. Ordinals only say which is older.
               requests that said so (``idempotency.py``).
     SEAL      a batch: token bytes u8 | token | (segment id u64, frame number u64) of each of its blocks
     DONE      the same without token (0): ClickHouse has these frames since then. ``number`` is a time too, in
-              milliseconds since 1970: what was done before that needs no audit any more (``audit.py``)
+              milliseconds since 1970: what was done before that needs no audit any more (``audit.py``). It may
+              name no frame, to say that alone
     SKIP      the same: these frames are not to be inserted (dead-lettered or damaged). Of the one of them that
               is dead letters in part ClickHouse has ``rows``. With the token "void" they
               were never promised: their senders were told so, and their keys stand for nothing.

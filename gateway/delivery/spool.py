@@ -118,7 +118,8 @@ class Spool:
         self._keys = keys
         self._key_files = KeyFiles(directory, self._disk, keys, numbers.next) if keys is not None else None
         self._is_audited = audit_s > 0
-        self._counted = -math.inf
+        self._counted = self._claimed = -math.inf
+        self._done = clock()
         self._clock = clock
         self._wall = wall
         self._zero = wall() - clock()  # Whatever becomes of the time of the day: these times are to go on.
@@ -402,6 +403,8 @@ class Spool:
         """
         self._counted = counted
         if self.recovered.is_set():
+            if self._claimed < self._done < counted and not self._origins:  # What is written again is not safe yet.
+                self._say(Kind.DONE, "", [])  # There may be none for long, and the next start has less to count.
             needed = needed | set(self._origins.values())
             for segment in self.ledger.removable(self._clock(), safe, needed):
                 self._writer.remove(segment.path, partial(self._keep_keys, segment))
@@ -490,15 +493,16 @@ class Spool:
 
         again = partial(self._say, kind, table, members, void, rows=rows, synced=synced)
         payload = listed(members, VOID if void is not None else "")
-        # What is written again is not safe until it is.
-        safe_ms = 0 if math.isinf(self._counted) or self._origins else self._milliseconds(self._counted)
-        entry = Entry(kind, payload, kept, failed, safe_ms, table, rows=rows, at_ms=self._milliseconds(self._clock()))
-        entry.synced = synced or kind == Kind.SKIP
-        self._writer.append(entry)
+        now, safe = self._clock(), -math.inf if self._origins else self._counted
+        self._done = now if members else self._done
+        self._claimed = max(self._claimed, safe)
+        number, at_ms = self._milliseconds(safe), self._milliseconds(now)
+        synced = synced or kind == Kind.SKIP
+        self._writer.append(Entry(kind, payload, kept, failed, number, table, rows=rows, at_ms=at_ms, synced=synced))
 
     def _milliseconds(self, moment: float) -> int:
         """Since 1970, of a moment by the clock."""
-        return max(0, int((self._zero + moment) * 1000))
+        return int(max(0.0, self._zero + moment) * 1000)
 
     def _take(self, kept: Callable[[Block], None], block: Block) -> None:
         self._hold_keys(block)

@@ -16,7 +16,7 @@ from gateway.delivery.audit import Audit
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import Busy, ClickHouse, Operator
 from gateway.delivery.frames import FrameNumbers
-from gateway.delivery.segments import Member, Place
+from gateway.delivery.segments import Frame, Kind, Member, Place, SegmentReader, found_segments
 from gateway.delivery.spool import Spool
 from tests.delivery.disks import Recording
 from tests.delivery.rig import Engine, crash, holds, rig, until, until_it
@@ -368,6 +368,31 @@ async def test_what_was_done_is_found_until_it_is_said_to_be_safe(tmp_path: Path
     spool.done("things", [last])
     await append()  # behind it
     assert await found(killed(tmp_path / "a", tmp_path / "c")) == set()
+    await spool.stop()
+    numbers.close()
+
+
+async def test_that_what_was_done_last_is_safe_is_said_once_where_nothing_follows(tmp_path: Path) -> None:
+    """Else a start would count it anew, whatever somebody has done to the table since."""
+    numbers, spool = opened(tmp_path / "a")
+    spool.start()
+    await spool.recover()
+    kept: list[Block] = []
+    block = await appended(numbers, spool, kept)
+    spool.done("things", [block])
+    for _ in range(3):
+        spool.sweep(-math.inf, counted=spool._clock() + 1.0)
+    await appended(numbers, spool, kept)
+    copy = killed(tmp_path / "a", tmp_path / "b")
+    assert await found(copy) == set()
+    [(name, path), *_] = found_segments(copy / "slot-00")
+    with SegmentReader(path, name) as reader:
+        assert [each.kind for each in reader.frames() if isinstance(each, Frame)] == [
+            Kind.DATA,
+            Kind.DONE,
+            Kind.DONE,
+            Kind.DATA,
+        ]
     await spool.stop()
     numbers.close()
 
