@@ -5,7 +5,8 @@ just said OK to. So what was stored is remembered, and kept in the spool, until 
 running ``audit_ms`` later; a server that is away keeps it there for as long as it is. When it turns out to have
 started anew, all of it is counted by frames once more. Blocks that
 are gone go back to the spool and from there the usual way; of blocks that are there in part, the rest
-is inserted at once, without those that became dead letters and are to be missing. A block that is gone is searched
+is inserted at once, without those that became dead letters and are to be missing; where an earlier life stored it,
+when nothing of that can be under way any more. A block that is gone is searched
 for them once more, and its letters are taken back.
 
 We may die with it, being on the same machine. So each DONE in the spool says when it was, and from when on what was
@@ -22,7 +23,7 @@ import logging
 import math
 from array import array
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from operator import attrgetter
@@ -44,6 +45,8 @@ WALL_CLOCKS_DIFFER_S = 60.0
 UNDER_WAY_S = 60.0
 """How long what a process has sent may go on in the server after the process has ended: as long as we wait for it."""
 LOOK_S_MIN = 0.05
+GIVE_UP_S = 3_600.0
+"""How long what cannot be counted is kept where there is little room."""
 HURRIED_S = 40.0
 """A system writes what it was given within 35 s."""
 FRAMES_MAX = 2_000_000
@@ -75,9 +78,9 @@ class Stored:
         """How many rows of each frame are there."""
         return dict(zip(zip(self.frames[::3], self.frames[1::3], strict=True), self.frames[2::3], strict=True))
 
-    def drop(self, member: Member) -> None:
-        """Look after this frame no more."""
-        left = ((*other, rows) for other, rows in self.rows.items() if other != member)
+    def drop(self, members: Set[Member]) -> None:
+        """Look after these frames no more."""
+        left = ((*member, rows) for member, rows in self.rows.items() if member not in members)
         self.frames = array("Q", chain.from_iterable(left))
 
 
@@ -103,6 +106,7 @@ class Audit:
         self._stored: deque[Stored] = deque()
         self._frames = 0
         self._suspects: dict[Stored, set[int]] = {}
+        self._failing: dict[Stored, float] = {}
         self._mended: dict[Stored, tuple[float, set[int]]] = {}
         self._began = clock()
         self._looked = self._met = 0.0
@@ -150,10 +154,21 @@ class Audit:
         batches = (*self._suspects, *self._mended)
         return min([self.safe(), *(batch.at for batch in batches)]) - WALL_CLOCKS_DIFFER_S
 
-    @property
-    def needed(self) -> set[int]:
-        """The segments that hold what is still to be counted, or was inserted again and may be lost once more."""
+    def needed(self, *, hurry: bool = False) -> set[int]:
+        """The segments that hold what is still to be counted, or was inserted again and may be lost once more.
+
+        ``hurry``: there is little room, and all that came later stays with each of them; so what could not be
+        counted for long is given up: its table is gone, or its file.
+        """
+        if hurry:
+            self._give_up()
         return set[int]().union(*self._suspects.values(), *(segments for _, segments in self._mended.values()))
+
+    def _give_up(self) -> None:
+        for batch, since in list(self._failing.items()):
+            if self._clock() - since > GIVE_UP_S:
+                log.error("%s: %d blocks that ClickHouse may have lost cannot be counted", batch.table, len(batch.rows))
+                del self._suspects[batch], self._failing[batch]
 
     async def run(self) -> None:
         """Look after the server until cancelled."""
@@ -184,32 +199,37 @@ class Audit:
         self._looked = before
         is_older = self._started is not None and latest < self._started[0] - drift
         if is_older and before - self._met <= self._keep_s:
-            pass  # It is another one, of several.
+            pass  # It is another one, of several, and says nothing of the one that has the rows.
         elif self._started is not None and not is_older and earliest <= self._started[1] + drift:
             self._started = self._started[0] - drift, min(latest, self._started[1] + drift)
-            self._met = before
+            self._see(before)
         else:
             # At the first look only this tells what another one took before; what was stored since is here.
             self._suspect(latest if self._started is None else math.inf)
-            self._started, self._met = (earliest, latest), before
-        self._see(before)
-        failed: DeliveryError | OSError | None = None
+            self._started = earliest, latest
+            self._see(before)
+        await self._count()
+
+    async def _count(self) -> None:
+        """Count all suspects. What fails ends the look for its table, and is in nobody else's way."""
+        failed: dict[str, DeliveryError | OSError] = {}
         for batch in list(self._suspects):
-            if batch.table not in self._tables:
-                continue  # It is added behind the start, when Postgres has told of it.
+            self._failing.setdefault(batch, self._clock())
+            if batch.table not in self._tables or batch.table in failed:
+                continue  # A table may be added behind the start, when Postgres has told of it.
             try:
                 await self._check(batch)
-            except (Busy, Ambiguous):  # The server is away for all of them, or for this one, which is the last now.
-                self._suspects[batch] = self._suspects.pop(batch)
-                raise
             except (DeliveryError, OSError) as error:
-                failed = error  # One table, or one file, is in nobody's way.
+                failed[batch.table if isinstance(error, DeliveryError) else ""] = (
+                    error  # Or a file, which is no other's.
+                )
+                self._suspects[batch] = self._suspects.pop(batch)  # The next look begins with others.
             else:
-                del self._suspects[batch]
+                del self._suspects[batch], self._failing[batch]
                 if batch.earlier and batch.frames:  # Who found it before us may have inserted some again just now.
                     self._mended[batch] = self._clock(), set(batch.frames[::3])
-        if failed is not None:
-            raise failed
+        for first in failed.values():
+            raise first
 
     async def _uptime_s(self, before: float) -> float:
         try:
@@ -236,7 +256,7 @@ class Audit:
         """The server runs: what was stored for long enough is on its disk."""
         if not self._knows_all:
             return
-        self._seen = at
+        self._seen = self._met = at
         while self._stored and self._stored[0].at < self._seen - self._keep_s:
             self._let_go()
         for batch, (at, _) in list(self._mended.items()):
@@ -269,15 +289,14 @@ class Audit:
             )
             found = {_member(block): block for block in blocks}
             rest = {} if batch.dead is None else {member: found[member] for member in found if lost[member]}
+            waits = batch.earlier and self._clock() < self._began + UNDER_WAY_S
             # These go the usual way, or are not in the spool any more.
-            for member in lost.keys() - rest.keys():
-                if member in found:
-                    found[member].suspect = batch.dead is None or bool(
-                        batch.dead
-                    )  # A replay may store those meanwhile.
-                    self._again(found[member])
-                self._drop(batch, member)
-            if rest and batch.earlier and self._clock() < self._began + UNDER_WAY_S:
+            gone = {member for member in lost.keys() - rest.keys() if not (waits and lost[member])}
+            self._drop(batch, gone)
+            for member in gone & found.keys():
+                found[member].suspect = batch.dead is None or bool(batch.dead)  # A replay may store those meanwhile.
+                self._again(found[member])
+            if waits and any(lost.values()):
                 raise Operator("who found it before may be inserting the rest of it")
             for member, block in rest.items():
                 self._mended[batch] = self._clock(), set(batch.frames[::3])
@@ -286,15 +305,15 @@ class Audit:
                 except Poison:  # The table takes some of it no more: that is searched for, as it is elsewhere.
                     block.suspect = True
                     self._again(block)
-                    self._drop(batch, member)
+                    self._drop(batch, {member})
             if not rest:
                 return
         log.error("%s: it does not keep rows that are inserted again; does its TTL delete them?", batch.table)
 
-    def _drop(self, batch: Stored, member: Member) -> None:
-        """It is looked after elsewhere; the batch itself may be let go already."""
-        batch.drop(member)
-        self._frames -= batch in self._stored
+    def _drop(self, batch: Stored, members: Set[Member]) -> None:
+        """They are looked after elsewhere; the batch itself may be let go already."""
+        batch.drop(members)
+        self._frames -= len(members) * (batch in self._stored)
 
     async def _insert_rest(self, batch: Stored, dead: Sequence[int], block: Block) -> None:
         """Insert what is missing of a block."""

@@ -35,8 +35,8 @@ class Batch:
     clean OK came, or no attempt can still come through; from here on frames are counted. ``run``: it is
     those of a run of rows of one frame that are not there. ``poison``: the server refused these very rows; from then on
     ``isolation`` is how far the search for the guilty ones got. ``unsure_until``: an earlier life sealed it, and
-    what was said of it later may be damaged: that the rows were inserted under another token. The clock when nothing
-    of that life is under way any more.
+    its rows may have been inserted under another token: what said so is damaged perhaps, or it is a copy of what was
+    stored once. The clock when nothing of that life is under way any more; until then it holds nothing up.
     """
 
     table: Table

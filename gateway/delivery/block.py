@@ -108,8 +108,8 @@ class Block:
 
     ``data``: compressed Native, what an insert sends. ``since``: the clock when its first row came.
     ``place``: where the spool has it, None before that and for what is kept in memory alone. ``suspect``:
-    it may be stored already, for what said so may have been damaged. ``keys``: entries of the requests in it
-    that have an idempotency key; a block that was read from disk has none in memory.
+    it may be stored already: what said so may be damaged, or it is a copy of what was stored once. ``keys``: entries
+    of the requests in it that have an idempotency key; a block that was read from disk has none in memory.
     """
 
     __slots__ = (

@@ -391,8 +391,8 @@ class Delivery:
             self._wake.clear()
             self._tell()
             try:
-                audit = self._audit
-                self._spool.sweep(audit.safe(hurry=self._room.is_crowded), needed=audit.needed, counted=audit.counted)
+                audit, hurry = self._audit, self._room.is_crowded
+                self._spool.sweep(audit.safe(hurry=hurry), needed=audit.needed(hurry=hurry), counted=audit.counted)
                 self._room.look()
                 for table in list(self._stocks):
                     await self._resume(table)

@@ -134,7 +134,7 @@ class Flusher:
             batch.poison, batch.isolation = True, Isolation(None, refused=False)
             queue.aside.append(batch)
         else:
-            queue.waiting.append(batch)
+            (queue.aside if batch.unsure_until else queue.waiting).append(batch)
         self._wake.set()
 
     def queued_bytes(self, table: str) -> int:
@@ -256,7 +256,9 @@ class Flusher:
 
     def _held(self, queue: Queue) -> bool:
         """Whether the table is in trouble: then it gets no new batches until an old one is through."""
-        return bool(queue.waiting or any(batch.attempts and not batch.poison for batch in queue.sent))
+        return bool(
+            queue.waiting or any(batch.attempts and not batch.poison and not batch.unsure_until for batch in queue.sent)
+        )
 
     def _sealing(self, queue: Queue) -> float:
         """The clock when the table's next batch is sealed."""
@@ -405,7 +407,7 @@ class Flusher:
         queue = self._queues[batch.table.name]
         queue.sent.discard(batch)
         batch.attempts += 1
-        if isinstance(error, Busy | Ambiguous):
+        if isinstance(error, Busy | Ambiguous) and not batch.unsure_until:
             # Inserts that time out side by side may each get through alone.
             self._in_flight_max = max(1, self._in_flight_max // 2)
         now = self._clock()
@@ -416,7 +418,7 @@ class Flusher:
                 batch.isolation = Isolation(error, refused=not batch.answered and batch.run is None)
                 batch.attempts, batch.due = 0, now
         batch.poison = isinstance(error, Poison) or batch.isolation is not None
-        (queue.aside if batch.poison else queue.waiting).append(batch)
+        (queue.aside if batch.poison or batch.unsure_until else queue.waiting).append(batch)
         if isinstance(error, Operator):
             queue.parked = str(error)
         elif not isinstance(error, Poison):

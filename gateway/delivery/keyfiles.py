@@ -44,6 +44,7 @@ class KeyFiles:
         self._keys = keys
         self._number = number
         self._unread: Counter[int] = Counter()
+        self._merged: set[Path] = set()
 
     def load(self) -> None:
         """Make known what the files hold."""
@@ -70,20 +71,24 @@ class KeyFiles:
     def keep(self, entries: bytes) -> None:
         """Write those of a segment's keys that are to outlive it, and tidy up."""
         entries = self._keys.still_kept(entries)
-        files = found_files(self._directory)
+        files = [(newest_s, path) for newest_s, path in found_files(self._directory) if path not in self._merged]
         over = [path for newest_s, path in files if self._keys.is_over(newest_s)]
         rest = [path for newest_s, path in files if not self._keys.is_over(newest_s)]
-        if len(rest) >= FILES_MAX:
-            # Where files cannot be removed the same keys are met again, in all that were ever made of them.
+        # Where files cannot be removed nothing is won by making them one again.
+        is_merging = len(rest) >= FILES_MAX and not self._merged
+        if is_merging:
             entries = _distinct(entries + b"".join(self._keys.still_kept(_entries(path)) for path in rest))
-            over += rest
         if entries:
             self._write(entries)
-        for path in over:
+        if is_merging:
+            self._merged.update(rest)
+        for path in (*over, *self._merged):
             try:
                 self._disk.remove(path)
             except OSError as error:  # It is tried again with the next ones.
                 log.warning("spool: %s could not be removed: %s", path.name, error.strerror)
+            else:
+                self._merged.discard(path)
 
     def _write(self, entries: bytes) -> None:
         newest_s = max(_AT.unpack_from(entries, start + _AT_OFFSET)[0] for start in range(0, len(entries), KEY_BYTES))

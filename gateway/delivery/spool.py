@@ -25,7 +25,7 @@ Opening reads names alone. Old segments are walked by their heads in the backgro
 payloads are checked as they are loaded, so a long backlog delays nobody. The room that a crash has left in a
 segment is given back. Damage is copied to ``quarantine/``, counted, said, and stepped over; only what it hit is lost.
 It may have hit a SEAL or a DONE: so where any was found, frames of earlier lives are counted in ClickHouse before
-they are inserted.
+they are inserted; copies always are, for what they are of may have been stored once.
 """
 
 from __future__ import annotations
@@ -494,9 +494,9 @@ class Spool:
         again = partial(self._say, kind, table, members, void, rows=rows, synced=synced)
         payload = listed(members, VOID if void is not None else "")
         now, safe = self._clock(), -math.inf if self._origins else self._counted
-        self._done = now if members else self._done
-        self._claimed = max(self._claimed, safe)
-        number, at_ms = self._milliseconds(safe), self._milliseconds(now)
+        self._done, self._claimed = (now if members else self._done), max(self._claimed, safe)
+        # Where the time of the day was put on meanwhile, it was done rather late than early.
+        number, at_ms = self._milliseconds(safe), max(self._milliseconds(now), int(self._wall() * 1000))
         synced = synced or kind == Kind.SKIP
         self._writer.append(Entry(kind, payload, kept, failed, number, table, rows=rows, at_ms=at_ms, synced=synced))
 

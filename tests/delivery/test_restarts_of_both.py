@@ -174,20 +174,29 @@ async def test_a_server_whose_first_word_is_an_error_is_counted() -> None:
 
 
 @pytest.mark.parametrize("earlier_s", [10.0, 500.0], ids=["we were suspended", "another server, that is older"])
-async def test_a_server_that_seems_to_run_for_longer_than_it_did_does_not_fill_the_disk(earlier_s: float) -> None:
+async def test_a_server_that_seems_to_run_for_longer_than_it_did_is_counted_and_does_not_fill_the_disk(
+    earlier_s: float,
+) -> None:
     server = Server()
     audit = audit_of(server, [])
     audit.found_all()
-    await audit.look()
-    audit.stored("things", [stored_block(7)])
+    for frame in (7, 8, 9):
+        audit.stored("things", [stored_block(frame)])
+        server.clock_s += 5.0
+        await audit.look()
+    met = server.clock_s
     assert server.started is not None
     server.started -= earlier_s
-    server.clock_s += 100.0
+    while server.clock_s < met + 120.0:
+        server.clock_s += 5.0
+        await audit.look()
+        assert (audit.safe(), server.counted) == (met - 120.0, [])
+    server.clock_s += 5.0
     await audit.look()
-    assert (audit.safe(), server.counted) == (980.0, [])
-    server.clock_s += 50.0
+    assert server.counted == [7, 8, 9], "nobody knows what it has"
+    server.clock_s += 200.0
     await audit.look()
-    assert (audit.safe(), server.counted) == (1_030.0, [7]), "nobody knows what it has"
+    assert audit.safe() == server.clock_s - 120.0
 
 
 async def test_what_cannot_be_counted_holds_up_no_other_and_keeps_its_own_segment_alone() -> None:
@@ -209,7 +218,7 @@ async def test_what_cannot_be_counted_holds_up_no_other_and_keeps_its_own_segmen
     with pytest.raises(OSError, match="output error"):
         await audit.look()
     assert again == [7]
-    assert audit.needed == {2, 3}
+    assert audit.needed() == {2, 3}
     assert audit.safe() == 880.0
     assert audit.counted < 900.0, "the next start is to find them"
     audit.add_table(things("mine"))
@@ -261,16 +270,31 @@ async def test_what_was_inserted_again_is_kept_and_counted_as_if_it_were_new() -
     audit.stored("things", [stored_block(7)])
     server.clock_s, server.started, server.there = 1_100.0, 1_095.0, {7: 2}
     await audit.look()
-    assert (server.inserted, audit.needed) == ([7], {1})
+    assert (server.inserted, audit.needed()) == ([7], {1})
     server.clock_s = 1_200.0
     await audit.look()
-    assert audit.needed == {1}, "it is there for less than two minutes"
+    assert audit.needed() == {1}, "it is there for less than two minutes"
     server.clock_s, server.started, server.there = 1_210.0, 1_205.0, {7: 1}
     await audit.look()
     assert server.inserted == [7, 7]
     server.clock_s = 1_340.0
     await audit.look()
-    assert audit.needed == set()
+    assert audit.needed() == set()
+
+
+async def test_what_cannot_be_counted_for_long_is_given_up_where_there_is_little_room() -> None:
+    """Its segment keeps all that came later."""
+    server = Server()
+    audit = audit_of(server, [])
+    audit.found("gone", 900.0, array("Q", (1, 5, 3)), letters=False)
+    audit.found_all()
+    server.started = 950.0
+    await audit.look()
+    server.clock_s += 3_599.0
+    assert audit.needed(hurry=True) == {1}
+    server.clock_s += 2.0
+    assert audit.needed() == {1}
+    assert audit.needed(hurry=True) == set()
 
 
 async def test_rows_beside_dead_letters_of_an_earlier_life_are_searched_for() -> None:
@@ -282,6 +306,10 @@ async def test_rows_beside_dead_letters_of_an_earlier_life_are_searched_for() ->
     audit.found("things", 900.0, array("Q", (1, 5, 2)), letters=True)
     audit.found_all()
     server.started = 950.0
+    with pytest.raises(Operator):
+        await audit.look()
+    assert suspects == [], "who found it before may be inserting some of it"
+    server.clock_s += 61.0
     await audit.look()
     assert (suspects, server.inserted) == ([True], [])
 

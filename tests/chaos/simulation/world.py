@@ -262,12 +262,21 @@ class World:
             await asyncio.wait_for(delivery.flush(), HEALING_S)
             await asyncio.sleep(30 + audit_s)
         life.check_counters()
+        await self._until_given_back(life)
         life.check_nothing_is_held()
         self.oracle.forgetful = self.medium.forgetful
         self.oracle.check(self._letters(), self._excused)
         await life.stop(1.0)
         if life.process.lost:
             raise Violation("rows are lost with a stop after a flush")
+
+    async def _until_given_back(self, life: Life) -> None:
+        """What is said late - that the last was safe - may have closed one more segment."""
+        assert life.delivery is not None
+        segments = life.delivery._spool.ledger.segments
+        given_up = self.loop.time() + HEALING_S
+        while any(segment.closed for segment in segments.values()) and self.loop.time() < given_up:  # noqa: ASYNC110
+            await asyncio.sleep(1.0)
 
     async def _lose_late(self, life: Life) -> Life:
         """The server acknowledges rows, and then loses some of them with its machine. Returns who lives then."""
