@@ -214,22 +214,31 @@ class Audit:
         """Count all suspects. What fails ends the look for its table, and is in nobody else's way."""
         failed: dict[str, DeliveryError | OSError] = {}
         for batch in list(self._suspects):
-            self._failing.setdefault(batch, self._clock())
-            if batch.table not in self._tables or batch.table in failed:
-                continue  # A table may be added behind the start, when Postgres has told of it.
+            if batch.table in failed or not self._is_waiting(batch):
+                continue
             try:
                 await self._check(batch)
-            except (DeliveryError, OSError) as error:
-                failed[batch.table if isinstance(error, DeliveryError) else ""] = (
-                    error  # Or a file, which is no other's.
-                )
-                self._suspects[batch] = self._suspects.pop(batch)  # The next look begins with others.
+            except DeliveryError as error:
+                failed[batch.table] = error
+            except OSError as error:
+                failed[""] = error  # It is a file's trouble, and no table's.
             else:
-                del self._suspects[batch], self._failing[batch]
+                self._suspects.pop(batch, None)
+                self._failing.pop(batch, None)
                 if batch.earlier and batch.frames:  # Who found it before us may have inserted some again just now.
                     self._mended[batch] = self._clock(), set(batch.frames[::3])
+                continue
+            if batch in self._suspects:
+                self._suspects[batch] = self._suspects.pop(batch)  # The next look begins with others.
         for first in failed.values():
             raise first
+
+    def _is_waiting(self, batch: Stored) -> bool:
+        """Whether a suspect is to be counted now; a table may be added behind the start, when Postgres tells of it."""
+        if batch not in self._suspects:
+            return False
+        self._failing.setdefault(batch, self._clock())
+        return batch.table in self._tables
 
     async def _uptime_s(self, before: float) -> float:
         try:
@@ -259,8 +268,8 @@ class Audit:
         self._seen = self._met = at
         while self._stored and self._stored[0].at < self._seen - self._keep_s:
             self._let_go()
-        for batch, (at, _) in list(self._mended.items()):
-            if at < self._seen - self._keep_s:
+        for batch, (mended_at, _) in list(self._mended.items()):
+            if mended_at < self._seen - self._keep_s:
                 del self._mended[batch]
 
     def _let_go(self) -> None:
