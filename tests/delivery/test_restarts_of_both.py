@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import math
 from array import array
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +15,7 @@ import pytest
 from gateway.delivery.audit import Audit
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import Busy, ClickHouse, Operator
-from gateway.delivery.frames import FrameNumbers
+from gateway.delivery.disk import Disk
 from gateway.delivery.segments import Frame, Kind, Member, Place, SegmentReader, found_segments
 from gateway.delivery.spool import Spool
 from tests.delivery.disks import Recording
@@ -336,122 +336,109 @@ async def test_of_what_was_done_the_last_is_found_where_it_is_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("gateway.delivery.walk.DONE_MAX", 1)
-    numbers, spool = opened(tmp_path / "a")
-    spool.start()
-    await spool.recover()
-    kept: list[Block] = []
-    append = partial(appended, numbers, spool, kept)
-    first, second = await append(), await append()
-    spool.done("things", [first])
-    spool.done("things", [second])
-    await append()
-    assert await found(killed(tmp_path / "a", tmp_path / "b")) == {(second.frame, 3, False)}
-    assert "only 1 are looked after" in caplog.text
-    await spool.stop()
-    numbers.close()
+    async with begun(tmp_path / "a") as (spool, _, append):
+        first, second = await append(), await append()
+        spool.done("things", [first])
+        spool.done("things", [second])
+        await append()
+        assert await found(killed(tmp_path / "a", tmp_path / "b")) == {(second.frame, 3, False)}
+        assert "only 1 are looked after" in caplog.text
 
 
 async def test_a_block_that_is_written_again_is_counted_first_by_a_later_life_too(tmp_path: Path) -> None:
     """Some of it may be there: who revived it knew, and may be dead."""
-    numbers, spool = opened(tmp_path / "a")
-    spool.start()
-    await spool.recover()
-    kept: list[Block] = []
-    block = await appended(numbers, spool, kept)
-    spool.done("things", [block])
-    block.suspect = True
-    spool.revive(block, kept.append)
-    await until(lambda: len(kept) == 2, "it is kept again")
-    numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
-    await after.recover()
-    assert [each.suspect for each in await after.load("things", 1 << 20)] == [True]
-    await spool.stop()
-    numbers.close()
-    numbers_after.close()
+    async with begun(tmp_path / "a") as (spool, kept, append):
+        block = await append()
+        spool.done("things", [block])
+        block.suspect = True
+        spool.revive(block, kept.append)
+        await until(lambda: len(kept) == 2, "it is kept again")
+        numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
+        await after.recover()
+        assert [each.suspect for each in await after.load("things", 1 << 20)] == [True]
+        numbers_after.close()
 
 
 async def test_what_was_done_is_found_until_it_is_said_to_be_safe(tmp_path: Path) -> None:
     """Each frame once, however often it is there."""
-    numbers, spool = opened(tmp_path / "a")
-    spool.start()
-    await spool.recover()
-    kept: list[Block] = []
-    append = partial(appended, numbers, spool, kept)
-    first, second, third, letters, last = [await append() for _ in range(5)]
-    spool.done("things", [first, second])
-    spool.revive(second, kept.append)
-    await until(lambda: kept.count(second) == 2, "it is kept again")
-    spool.done("things", [second])
-    spool.done("things", [third])
-    spool.revive(third, kept.append)
-    await until(lambda: kept.count(third) == 2, "it is kept again, and not done")
-    spool.skip("things", [letters], rows=2)
-    await append()
-    assert await found(killed(tmp_path / "a", tmp_path / "b")) == {
-        (first.frame, 3, False),
-        (second.frame, 3, False),
-        (letters.frame, 2, True),
-    }
-    spool.sweep(-math.inf, counted=spool._clock() + 1.0)
-    spool.done("things", [last])
-    await append()  # behind it
-    assert await found(killed(tmp_path / "a", tmp_path / "c")) == set()
-    await spool.stop()
-    numbers.close()
+    async with begun(tmp_path / "a") as (spool, kept, append):
+        first, second, third, letters, last = [await append() for _ in range(5)]
+        spool.done("things", [first, second])
+        spool.revive(second, kept.append)
+        await until(lambda: kept.count(second) == 2, "it is kept again")
+        spool.done("things", [second])
+        spool.done("things", [third])
+        spool.revive(third, kept.append)
+        await until(lambda: kept.count(third) == 2, "it is kept again, and not done")
+        spool.skip("things", [letters], rows=2)
+        await append()
+        assert await found(killed(tmp_path / "a", tmp_path / "b")) == {
+            (first.frame, 3, False),
+            (second.frame, 3, False),
+            (letters.frame, 2, True),
+        }
+        spool.sweep(-math.inf, counted=spool._clock() + 1.0)
+        spool.done("things", [last])
+        await append()  # behind it
+        assert await found(killed(tmp_path / "a", tmp_path / "c")) == set()
 
 
 async def test_that_what_was_done_last_is_safe_is_said_once_where_nothing_follows(tmp_path: Path) -> None:
     """Else a start would count it anew, whatever somebody has done to the table since."""
-    numbers, spool = opened(tmp_path / "a")
-    spool.start()
-    await spool.recover()
-    kept: list[Block] = []
-    block = await appended(numbers, spool, kept)
-    spool.done("things", [block])
-    for _ in range(3):
-        spool.sweep(-math.inf, counted=spool._clock() + 1.0)
-    await appended(numbers, spool, kept)
-    copy = killed(tmp_path / "a", tmp_path / "b")
-    assert await found(copy) == set()
-    [(name, path), *_] = found_segments(copy / "slot-00")
-    with SegmentReader(path, name) as reader:
-        assert [each.kind for each in reader.frames() if isinstance(each, Frame)] == [
-            Kind.DATA,
-            Kind.DONE,
-            Kind.DONE,
-            Kind.DATA,
-        ]
-    await spool.stop()
-    numbers.close()
+    async with begun(tmp_path / "a") as (spool, _, append):
+        block = await append()
+        spool.done("things", [block])
+        for _ in range(3):
+            spool.sweep(-math.inf, counted=spool._clock() + 1.0)
+        await append()
+        copy = killed(tmp_path / "a", tmp_path / "b")
+        assert await found(copy) == set()
+        [(name, path), *_] = found_segments(copy / "slot-00")
+        with SegmentReader(path, name) as reader:
+            assert [each.kind for each in reader.frames() if isinstance(each, Frame)] == [
+                Kind.DATA,
+                Kind.DONE,
+                Kind.DONE,
+                Kind.DATA,
+            ]
 
 
 async def test_while_a_block_is_written_again_nothing_is_said_to_be_safe(tmp_path: Path) -> None:
     disk = Recording()
-    numbers, spool = opened(tmp_path / "a", disk)
+    async with begun(tmp_path / "a", disk) as (spool, kept, append):
+        lost, other = await append(), await append()
+        spool.done("things", [lost])
+        spool.sweep(-math.inf, counted=spool._clock() + 1.0)
+        disk.fails = lambda what, name: OSError(errno.EIO, "no") if what == "write" else None
+        spool.revive(lost, kept.append)
+        await until(lambda: bool(spool.unwritten()), "it could not be written")
+        disk.fails = lambda what, name: None
+        spool.done("things", [other])
+        await append()
+        assert (other.frame, 3, False) in await found(killed(tmp_path / "a", tmp_path / "b"))
+
+
+@asynccontextmanager
+async def begun(
+    directory: Path, disk: Disk | None = None
+) -> AsyncIterator[tuple[Spool, list[Block], Callable[[], Awaitable[Block]]]]:
+    """A spool alone, the blocks that were kept in it, and what puts one more there."""
+    numbers, spool = opened(directory, disk)
     spool.start()
     await spool.recover()
     kept: list[Block] = []
-    append = partial(appended, numbers, spool, kept)
-    lost, other = await append(), await append()
-    spool.done("things", [lost])
-    spool.sweep(-math.inf, counted=spool._clock() + 1.0)
-    disk.fails = lambda what, name: OSError(errno.EIO, "no") if what == "write" else None
-    spool.revive(lost, kept.append)
-    await until(lambda: bool(spool.unwritten()), "it could not be written")
-    disk.fails = lambda what, name: None
-    spool.done("things", [other])
-    await append()
-    assert (other.frame, 3, False) in await found(killed(tmp_path / "a", tmp_path / "b"))
-    await spool.stop()
-    numbers.close()
 
+    async def append() -> Block:
+        block = Block("things", "p", numbers.next(), 3, b"a block", 0.0, durability=Durability.DISK)
+        spool.append(block, kept.append, refused)
+        await until(lambda: block in kept, "it is kept")
+        return block
 
-async def appended(numbers: FrameNumbers, spool: Spool, kept: list[Block]) -> Block:
-    """A block that is in the spool now."""
-    block = Block("things", "p", numbers.next(), 3, b"a block", 0.0, durability=Durability.DISK)
-    spool.append(block, kept.append, refused)
-    await until(lambda: block in kept, "it is kept")
-    return block
+    try:
+        yield spool, kept, append
+    finally:
+        await spool.stop()
+        numbers.close()
 
 
 async def found(directory: Path) -> set[tuple[int, int, bool]]:
