@@ -1,17 +1,15 @@
 """What ClickHouse acknowledged and then lost: found and inserted again.
 
-ClickHouse does not sync its parts by default. When it dies with its machine it may lose what it has
-just said OK to. So what was stored is remembered, and kept in the spool, until the same server has been seen
-running ``audit_ms`` later; a server that is away keeps it there for as long as it is. When it turns out to have
-started anew, all of it is counted by frames once more. Blocks that
-are gone go back to the spool and from there the usual way; of blocks that are there in part, the rest
-is inserted at once, without those that became dead letters and are to be missing; where an earlier life stored it,
-when nothing of that can be under way any more. A block that is gone is searched
-for them once more, and its letters are taken back.
+ClickHouse does not sync its parts by default. When it dies with its machine it may lose what it has just said OK to.
+So what was stored is remembered, and kept in the spool, until the same server has been seen running ``audit_ms``
+later; while it is away all of that stays. When it turns out to have started anew, all of it is counted by frames once
+more. Blocks that are gone go back to the spool and from there the usual way; a block with dead letters is searched for
+them once more, and its letters are taken back. Of blocks that are there in part the rest is inserted at once, without
+those rows that became dead letters; where an earlier life stored it, when nothing of that can be under way any more.
 
-We may die with it, being on the same machine. So each DONE in the spool says when it was, and from when on what was
-done is not known to be safe: what a start finds of that is remembered like the rest, and counted where
-the server has started since.
+We may die with it, being on the same machine. So each DONE in the spool says when it was, and a time before which all
+that was done is safe. What a start finds behind that is remembered like the rest, and counted where the server has
+started since.
 
 A server that cannot be asked is asked again; nothing here is in anybody's way.
 """
@@ -45,8 +43,8 @@ WALL_CLOCKS_DIFFER_S = 60.0
 UNDER_WAY_S = 60.0
 """How long what a process has sent may go on in the server after the process has ended: as long as we wait for it."""
 LOOK_S_MIN = 0.05
-GIVE_UP_S = 3_600.0
-"""How long what cannot be counted is kept where there is little room."""
+UNKNOWN_LOOKS_MAX = 720
+"""An hour of them: what was stored in a table that nobody has named by then is kept only where there is room."""
 HURRIED_S = 40.0
 """A system writes what it was given within 35 s."""
 FRAMES_MAX = 2_000_000
@@ -63,7 +61,8 @@ class Stored:
     ``frames``: the segment, number and rows there of each, one behind the other. ``dead``: the numbers of its only
     frame's rows that are dead letters; None where each has some, and nobody remembers which. ``tokens``: of inserts
     of the rest of a frame, by its number and the first row, that nobody knows the outcome of. ``earlier``: it was in
-    an earlier life, whose clock is known by the time of the day alone.
+    an earlier life, whose clock is known by the time of the day alone. ``looks``: how often it was to be counted, and
+    its table was not known.
     """
 
     at: float
@@ -71,6 +70,7 @@ class Stored:
     frames: array[int]
     dead: Sequence[int] | None = ()
     earlier: bool = False
+    looks: int = 0
     tokens: dict[tuple[int, int], str] = field(default_factory=dict)
 
     @property
@@ -106,13 +106,13 @@ class Audit:
         self._stored: deque[Stored] = deque()
         self._frames = 0
         self._suspects: dict[Stored, set[int]] = {}
-        self._failing: dict[Stored, float] = {}
         self._mended: dict[Stored, tuple[float, set[int]]] = {}
         self._began = clock()
         self._looked = self._met = 0.0
         self._started: tuple[float, float] | None = None
         self._seen = -math.inf
         self._mute_since = math.inf
+        self._said = ""
         self._knows_all = False
         self._tables: dict[str, Table] = {}
 
@@ -157,18 +157,13 @@ class Audit:
     def needed(self, *, hurry: bool = False) -> set[int]:
         """The segments that hold what is still to be counted, or was inserted again and may be lost once more.
 
-        ``hurry``: there is little room, and all that came later stays with each of them; so what could not be
-        counted for long is given up: its table is gone, or its file.
+        ``hurry``: there is little room, and all that came later stays with each of them; so what was stored in a
+        table that is gone for long is given up. Anything else can be mended, and waits for that.
         """
-        if hurry:
-            self._give_up()
+        for batch in [batch for batch in self._suspects if hurry and batch.looks > UNKNOWN_LOOKS_MAX]:
+            log.error("%s: there is no such table any more; what ClickHouse has of it is not counted", batch.table)
+            del self._suspects[batch]
         return set[int]().union(*self._suspects.values(), *(segments for _, segments in self._mended.values()))
-
-    def _give_up(self) -> None:
-        for batch, since in list(self._failing.items()):
-            if self._clock() - since > GIVE_UP_S:
-                log.error("%s: %d blocks that ClickHouse may have lost cannot be counted", batch.table, len(batch.rows))
-                del self._suspects[batch], self._failing[batch]
 
     async def run(self) -> None:
         """Look after the server until cancelled."""
@@ -176,7 +171,9 @@ class Audit:
             try:
                 await self.look()
             except DeliveryError as error:
-                log.debug("ClickHouse cannot be asked what it has: %s", error)
+                is_news = str(error) != self._said and not isinstance(error, Busy | Ambiguous)
+                level, self._said = logging.WARNING if is_news else logging.DEBUG, str(error)
+                log.log(level, "ClickHouse cannot be asked what it has: %s", error)
             except OSError as error:
                 log.error("what ClickHouse has lost cannot be read from the spool now: %s", error.strerror)  # noqa: TRY400
             except Exception:  # A fault of ours must not end the watch.
@@ -214,7 +211,13 @@ class Audit:
         """Count all suspects. What fails ends the look for its table, and is in nobody else's way."""
         failed: dict[str, DeliveryError | OSError] = {}
         for batch in list(self._suspects):
-            if batch.table in failed or not self._is_waiting(batch):
+            if batch not in self._suspects:
+                continue  # It was given up meanwhile.
+            if batch.table not in self._tables:
+                batch.looks += 1  # It may be added behind the start, when Postgres tells of it.
+                continue
+            batch.looks = 0
+            if batch.table in failed:
                 continue
             try:
                 await self._check(batch)
@@ -223,22 +226,13 @@ class Audit:
             except OSError as error:
                 failed[""] = error  # It is a file's trouble, and no table's.
             else:
-                self._suspects.pop(batch, None)
-                self._failing.pop(batch, None)
+                del self._suspects[batch]
                 if batch.earlier and batch.frames:  # Who found it before us may have inserted some again just now.
                     self._mended[batch] = self._clock(), set(batch.frames[::3])
                 continue
-            if batch in self._suspects:
-                self._suspects[batch] = self._suspects.pop(batch)  # The next look begins with others.
+            self._suspects[batch] = self._suspects.pop(batch)  # The next look begins with others.
         for first in failed.values():
             raise first
-
-    def _is_waiting(self, batch: Stored) -> bool:
-        """Whether a suspect is to be counted now; a table may be added behind the start, when Postgres tells of it."""
-        if batch not in self._suspects:
-            return False
-        self._failing.setdefault(batch, self._clock())
-        return batch.table in self._tables
 
     async def _uptime_s(self, before: float) -> float:
         try:

@@ -119,7 +119,7 @@ class Spool:
         self._key_files = KeyFiles(directory, self._disk, keys, numbers.next) if keys is not None else None
         self._is_audited = audit_s > 0
         self._counted = self._claimed = -math.inf
-        self._done = clock()
+        self._done_at = clock()
         self._clock = clock
         self._wall = wall
         self._zero = wall() - clock()  # Whatever becomes of the time of the day: these times are to go on.
@@ -403,7 +403,7 @@ class Spool:
         """
         self._counted = counted
         if self.recovered.is_set():
-            if self._claimed < self._done < counted and not self._origins:  # What is written again is not safe yet.
+            if self._claimed < self._done_at < counted and not self._origins:  # What is written again is not safe yet.
                 self._say(Kind.DONE, "", [])  # There may be none for long, and the next start has less to count.
             needed = needed | set(self._origins.values())
             for segment in self.ledger.removable(self._clock(), safe, needed):
@@ -494,7 +494,7 @@ class Spool:
         again = partial(self._say, kind, table, members, void, rows=rows, synced=synced)
         payload = listed(members, VOID if void is not None else "")
         now, safe = self._clock(), -math.inf if self._origins else self._counted
-        self._done, self._claimed = (now if members else self._done), max(self._claimed, safe)
+        self._done_at, self._claimed = (now if members else self._done_at), max(self._claimed, safe)
         # Where the time of the day was put on meanwhile, it was done rather late than early.
         number, at_ms = self._milliseconds(safe), max(self._milliseconds(now), int(self._wall() * 1000))
         synced = synced or kind == Kind.SKIP

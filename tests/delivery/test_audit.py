@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
 
 import pytest
 
-from gateway.delivery.audit import Audit
-from gateway.delivery.block import Block, Durability
+from gateway.delivery.block import Block
 from gateway.delivery.clickhouse import ClickHouse, Operator
-from gateway.delivery.segments import Member, Place
+from gateway.delivery.segments import Member
 from gateway.schema import Table
+from tests.delivery.audits import audit_of, stored_block
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import Engine, Rig, crash, holds, until, until_it
-from tests.delivery.things import DAY_NS, NOON_NS, things
+from tests.delivery.things import DAY_NS, NOON_NS
 
 FIRST_DAY = NOON_NS // DAY_NS
 KEPT = {"audit_ms": 600_000.0}
@@ -108,18 +107,14 @@ async def test_a_start_is_told_from_going_on_by_the_uptime(looks: list[tuple[flo
 
         async def rows_by_frame(self, table: object, frames: Sequence[int]) -> dict[int, int]:
             counted.append(look)
-            return dict.fromkeys(frames, 1)
+            return dict.fromkeys(frames, 3)
 
     async def read(members: object) -> list[Block]:
         raise AssertionError(members)
 
-    server = cast("ClickHouse", Server())
-    audit = Audit(server, read=read, again=refused, token=str, keep_s=1e6, clock=lambda: clock_s)
-    audit.add_table(things())
+    audit = audit_of(Server(), lambda: clock_s, read=read, again=refused, keep_s=1e6)
     await audit.look()
-    block = Block("things", "p", 7, 1, b"", 0.0, durability=Durability.DISK)
-    block.place = Place(1, 64, 100)
-    audit.stored("things", [block])
+    audit.stored("things", [stored_block(7)])
     for look, (clock_s, uptime) in enumerate(looks[1:], 1):  # noqa: B007
         await audit.look()
     assert counted == counts
@@ -135,31 +130,24 @@ async def test_one_table_s_trouble_holds_up_no_other() -> None:
             return 1_000.0 - self.started
 
         async def rows_by_frame(self, table: Table, frames: Sequence[int]) -> dict[int, int]:
-            return dict.fromkeys(frames, 1) if table.name == "things" else {}
+            return dict.fromkeys(frames, 2) if table.name == "things" else {}
 
         async def insert_absent(self, *_: object, **__: object) -> None:
             raise Operator("it is read-only")
 
-    def block(table: str, frame: int) -> Block:
-        made = Block(table, "p", frame, 2, b"", 0.0, durability=Durability.DISK)
-        made.place = Place(frame, 64, 100)
-        return made
-
     async def read(members: Iterable[Member]) -> list[Block]:
         return [blocks[frame] for _, frame in members]
 
-    blocks, again = {1: block("things", 1), 2: block("others", 2)}, list[int]()
-    server, clock_s = Server(), 1_000.0
-    audit = Audit(
-        cast("ClickHouse", server),
+    blocks, again = {1: stored_block(1, 1), 2: stored_block(2, 2, table="others")}, list[int]()
+    server = Server()
+    audit = audit_of(
+        server,
+        lambda: 1_000.0,
         read=read,
         again=lambda lost: again.append(lost.frame),
-        token=str,
         keep_s=1e6,
-        clock=lambda: clock_s,
+        tables=("things", "others"),
     )
-    audit.add_table(things())
-    audit.add_table(things("others"))
     await audit.look()
     audit.stored("things", [blocks[1]])
     audit.stored("others", [blocks[2]])

@@ -8,22 +8,21 @@ from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import pytest
 
 from gateway.delivery.audit import Audit
 from gateway.delivery.block import Block, Durability
-from gateway.delivery.clickhouse import Busy, ClickHouse, Operator
+from gateway.delivery.clickhouse import Busy, Operator
 from gateway.delivery.disk import Disk
-from gateway.delivery.segments import Frame, Kind, Member, Place, SegmentReader, found_segments
+from gateway.delivery.segments import Frame, Kind, Member, SegmentReader, found_segments
 from gateway.delivery.spool import Spool
+from tests.delivery.audits import audit_of, stored_block
 from tests.delivery.disks import Recording
 from tests.delivery.rig import Engine, crash, holds, rig, until, until_it
 from tests.delivery.spools import killed, opened, refused
 from tests.delivery.things import things
-
-KEPT = {"audit_ms": 600_000.0}
 
 
 @pytest.mark.parametrize("audit_ms", [600_000.0, 0.0], ids=["with the audit", "without it they are lost"])
@@ -72,34 +71,14 @@ class Server:
         self.there[frame] = 3
 
 
-async def stored_blocks(members: object) -> list[Block]:
-    return [stored_block(frame) for _, frame in cast("dict[tuple[int, int], int]", members)]
-
-
-def audit_of(
-    server: Server, again: list[int], read: Callable[[Iterable[Member]], Awaitable[list[Block]]] = stored_blocks
-) -> Audit:
-    audit = Audit(
-        cast("ClickHouse", server),
-        read=read,
-        again=lambda block: again.append(block.frame),
-        token=str,
-        keep_s=120.0,
-        clock=lambda: server.clock_s,
-    )
-    audit.add_table(things())
-    return audit
-
-
-def stored_block(frame: int, segment: int = 1) -> Block:
-    block = Block("things", "p", frame, 3, b"", 0.0, durability=Durability.DISK)
-    block.place = Place(segment, 64, 100)
-    return block
+def told(server: Server, again: list[int], **how: Any) -> Audit:
+    """An audit of it, with its clock; ``again`` is told which frames are to be inserted again."""
+    return audit_of(server, lambda: server.clock_s, again=lambda block: again.append(block.frame), keep_s=120.0, **how)
 
 
 async def test_a_server_that_is_away_for_long_is_counted_when_it_is_back() -> None:
     server, again = Server(), list[int]()
-    audit = audit_of(server, again)
+    audit = told(server, again)
     audit.found_all()
     await audit.look()
     audit.stored("things", [stored_block(7)])
@@ -116,7 +95,7 @@ async def test_a_server_that_is_away_for_long_is_counted_when_it_is_back() -> No
 
 async def test_what_the_same_server_has_for_long_is_safe() -> None:
     server, again = Server(), list[int]()
-    audit = audit_of(server, again)
+    audit = told(server, again)
     assert audit.safe() == float("-inf"), "before anything is known"
     audit.found_all()
     await audit.look()
@@ -146,7 +125,7 @@ class Mute(Server):
 
 async def test_a_server_that_takes_rows_and_never_says_how_long_it_runs_does_not_fill_the_disk() -> None:
     server = Mute()
-    audit = audit_of(server, [])
+    audit = told(server, [])
     audit.found_all()
     for server.clock_s in (1_000.0, 2_000.0):
         with pytest.raises(Operator):
@@ -161,7 +140,7 @@ async def test_a_server_that_takes_rows_and_never_says_how_long_it_runs_does_not
 async def test_a_server_whose_first_word_is_an_error_is_counted() -> None:
     server, again = Mute(), list[int]()
     server.is_mute = False
-    audit = audit_of(server, again)
+    audit = told(server, again)
     audit.found_all()
     await audit.look()
     audit.stored("things", [stored_block(7)])
@@ -178,7 +157,7 @@ async def test_a_server_that_seems_to_run_for_longer_than_it_did_is_counted_and_
     earlier_s: float,
 ) -> None:
     server = Server()
-    audit = audit_of(server, [])
+    audit = told(server, [])
     audit.found_all()
     for frame in (7, 8, 9):
         audit.stored("things", [stored_block(frame)])
@@ -203,13 +182,13 @@ async def test_what_cannot_be_counted_holds_up_no_other_and_keeps_its_own_segmen
     """Of a table that is added later, and of a file that cannot be read."""
     server, again = Server(), list[int]()
 
-    async def read(members: object) -> list[Block]:
-        [(segment, frame)] = cast("dict[tuple[int, int], int]", members)
+    async def read(members: Iterable[Member]) -> list[Block]:
+        [(segment, frame)] = members
         if frame == 5:
             raise OSError(errno.EIO, "Input/output error")
         return [stored_block(frame, segment)]
 
-    audit = audit_of(server, again, read)
+    audit = told(server, again, read=read)
     audit.found("mine", 900.0, array("Q", (3, 9, 3)), letters=False)
     audit.found("things", 901.0, array("Q", (2, 5, 3)), letters=False)
     audit.found("things", 902.0, array("Q", (1, 7, 3)), letters=False)
@@ -237,7 +216,7 @@ async def test_what_an_earlier_life_stored_is_counted_where_the_server_started_s
 ) -> None:
     server, again = Server(), list[int]()
     server.started = started
-    audit = audit_of(server, again)
+    audit = told(server, again)
     await audit.look()
     audit.found("things", stored, array("Q", (1, 5, 3)), letters=False)
     audit.found_all()
@@ -250,7 +229,7 @@ async def test_the_rest_of_what_an_earlier_life_stored_waits_until_nothing_of_th
     """It may have found the same, and been killed while it inserted the rest."""
     server, again = Server(), list[int]()
     server.there = {5: 2, 6: 3}
-    audit = audit_of(server, again)
+    audit = told(server, again)
     audit.found("things", 900.0, array("Q", (1, 5, 3, 1, 6, 3, 1, 7, 3)), letters=False)
     audit.found_all()
     server.started = 950.0
@@ -264,7 +243,7 @@ async def test_the_rest_of_what_an_earlier_life_stored_waits_until_nothing_of_th
 
 async def test_what_was_inserted_again_is_kept_and_counted_as_if_it_were_new() -> None:
     server = Server()
-    audit = audit_of(server, [])
+    audit = told(server, [])
     audit.found_all()
     await audit.look()
     audit.stored("things", [stored_block(7)])
@@ -282,27 +261,40 @@ async def test_what_was_inserted_again_is_kept_and_counted_as_if_it_were_new() -
     assert audit.needed() == set()
 
 
-async def test_what_cannot_be_counted_for_long_is_given_up_where_there_is_little_room() -> None:
-    """Its segment keeps all that came later."""
-    server = Server()
-    audit = audit_of(server, [])
+async def test_of_what_cannot_be_counted_only_a_table_that_is_gone_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is little room: its segment keeps all that came later. The rest waits until somebody mends it."""
+    monkeypatch.setattr("gateway.delivery.audit.UNKNOWN_LOOKS_MAX", 3)
+
+    class Forbidden(Server):
+        async def rows_by_frame(self, table: object, frames: Sequence[int]) -> dict[int, int]:
+            raise Operator("it may not be read", code=497)
+
+    server = Forbidden()
+    audit = told(server, [])
     audit.found("gone", 900.0, array("Q", (1, 5, 3)), letters=False)
+    audit.found("things", 901.0, array("Q", (2, 7, 3)), letters=False)
     audit.found_all()
     server.started = 950.0
-    await audit.look()
-    server.clock_s += 3_599.0
-    assert audit.needed(hurry=True) == {1}
-    server.clock_s += 2.0
-    assert audit.needed() == {1}
-    assert audit.needed(hurry=True) == set()
+    for _ in range(3):
+        with pytest.raises(Operator):
+            await audit.look()
+    server.clock_s, started, server.started = 100_000.0, server.started, None
+    for _ in range(10):
+        with pytest.raises(Busy):
+            await audit.look()
+    assert audit.needed(hurry=True) == {1, 2}, "a server that is away cannot be asked"
+    server.started = started
+    with pytest.raises(Operator):
+        await audit.look()
+    assert audit.needed() == {1, 2}
+    assert audit.needed(hurry=True) == {2}
 
 
 async def test_rows_beside_dead_letters_of_an_earlier_life_are_searched_for() -> None:
     """Nobody remembers which were dead letters, so none may be inserted without their being taken back."""
     server, suspects = Server(), list[bool]()
     server.there = {5: 1}
-    audit = audit_of(server, [])
-    audit._again = lambda block: suspects.append(block.suspect)
+    audit = audit_of(server, lambda: server.clock_s, again=lambda block: suspects.append(block.suspect), keep_s=120.0)
     audit.found("things", 900.0, array("Q", (1, 5, 2)), letters=True)
     audit.found_all()
     server.started = 950.0
@@ -317,7 +309,7 @@ async def test_rows_beside_dead_letters_of_an_earlier_life_are_searched_for() ->
 async def test_no_more_is_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.delivery.audit.FRAMES_MAX", 2)
     server, again = Server(), list[int]()
-    audit = audit_of(server, again)
+    audit = told(server, again)
     audit.found_all()
     await audit.look()
     for frame in (7, 8, 9):
