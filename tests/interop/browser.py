@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -71,8 +71,12 @@ def site() -> Iterator[Site]:
             thread.join()
 
 
-def visit(page: Site, steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """What the page saw of each step, in a Chromium that has never seen anything before."""
+def visit(page: Site, steps: Sequence[Step], arrived: Callable[[], object] = lambda: None) -> list[dict[str, Any]]:
+    """What the page saw of each step, in a Chromium that has never seen anything before.
+
+    ``arrived`` returns when what the page cannot see has arrived: a beacon that is only queued when the page
+    reports goes with the browser.
+    """
     assert CHROMIUM
     page.steps = steps
     with tempfile.TemporaryDirectory(prefix="weir-chromium-", ignore_cleanup_errors=True) as profile:
@@ -83,9 +87,12 @@ def visit(page: Site, steps: Sequence[Step]) -> list[dict[str, Any]]:
                 stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         try:
-            return page.seen.get(timeout=SEEN_S)
+            seen = page.seen.get(timeout=SEEN_S)
         except queue.Empty:
             raise AssertionError(f"the page did not report\n{log.read_text('utf-8', 'replace')[-4000:]}") from None
+        else:
+            arrived()
+            return seen
         finally:
             chromium.terminate()
             with suppress(subprocess.TimeoutExpired):
