@@ -90,7 +90,9 @@ class CountingDisk(Disk):
 class Sink(ClickHouse):
     """A ClickHouse that counts the rows of each block and has them at once, and was never started again."""
 
-    async def insert(self, table: schema.Table, blocks: Sequence[bytes], *, token: str) -> int | None:
+    async def insert(
+        self, table: schema.Table, blocks: Sequence[bytes], *, token: str, patience: float = 1.0
+    ) -> int | None:
         return sum(map(rows_of, blocks))
 
     async def uptime_s(self) -> float:

@@ -34,7 +34,7 @@ import msgspec
 from gateway import config, demo, logs
 from gateway.config import Config, ConfigError
 from gateway.data_dir import DataDir, DataDirBusy
-from gateway.delivery.clickhouse import DeliveryError
+from gateway.delivery.answers import DeliveryError
 from gateway.delivery.inspection import Inspection
 from gateway.delivery.replay import Replay
 from gateway.dialects import registry

@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from gateway import schema
 from gateway.config import Config
 from gateway.data_dir import DataDir, DataDirBusy
-from gateway.delivery.clickhouse import ClickHouse, Operator
+from gateway.delivery.answers import Operator
+from gateway.delivery.clickhouse import ClickHouse
 from gateway.embedded.clickhouse import EmbeddedClickHouse
 from gateway.embedded.postgres import EmbeddedPostgres
 from gateway.tenants.postgres import ControlStore

@@ -21,7 +21,8 @@ import msgspec
 from gateway import demo, schema
 from gateway.config import Config
 from gateway.data_dir import DataDir
-from gateway.delivery.clickhouse import Ambiguous, Busy, ClickHouse, DeliveryError
+from gateway.delivery.answers import Ambiguous, Busy, DeliveryError
+from gateway.delivery.clickhouse import ClickHouse
 from gateway.engines import Engines, clickhouse_client, control_store, lacking
 from gateway.tenants.errors import StoreUnavailable
 from gateway.tenants.postgres import ControlStore

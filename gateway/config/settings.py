@@ -103,9 +103,13 @@ class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_bytes: Annotated[int, Meta(ge=4 * KiB, description="Bytes of blocks at which an insert is sent.")] = 8 * MiB
     batch_age_ms: Annotated[int, Meta(ge=1, description="Age of the oldest row at which an insert is sent.")] = 500
     inserts_in_flight: Annotated[int, Meta(ge=1, le=64, description="Inserts under way at once, per shard.")] = 4
-    insert_timeout_ms: Annotated[int, Meta(ge=100, description="Time one insert may take before it is retried.")] = (
-        60_000
-    )
+    insert_timeout_ms: Annotated[
+        int,
+        Meta(
+            ge=100,
+            description="Time one insert may take; a retry after a time-out gets twice as much, up to eight times.",
+        ),
+    ] = 60_000
     retry_first_ms: Annotated[int, Meta(ge=1, description="Wait before the first retry; it doubles, with jitter.")] = (
         100
     )

@@ -26,8 +26,9 @@ from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from operator import attrgetter
 
+from gateway.delivery.answers import Ambiguous, Busy, DeliveryError, Operator, Poison
 from gateway.delivery.block import Block
-from gateway.delivery.clickhouse import Ambiguous, Busy, ClickHouse, DeliveryError, Operator, Poison
+from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.segments import Member
 from gateway.schema import Table
 

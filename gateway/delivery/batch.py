@@ -6,11 +6,14 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from gateway.delivery.answers import DeliveryError
 from gateway.delivery.block import Block
-from gateway.delivery.clickhouse import DeliveryError
 from gateway.delivery.seals import Run
 from gateway.delivery.search import Search
 from gateway.schema import Table
+
+PATIENCE_DOUBLED_MAX = 3
+"""A batch that the server took too long for is given twice the time with each try, up to 2 to the power of this."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +56,7 @@ class Batch:
     poison: bool = False
     isolation: Isolation | None = None
     attempts: int = 0
+    timeouts: int = 0
     suspicions: int = 0
     repair: Repair | None = None
     repairs: int = 0
@@ -71,6 +75,11 @@ class Batch:
             since=min(block.since for block in blocks),
             answered=any(block.suspect for block in blocks),
         )
+
+    @property
+    def patience(self) -> float:
+        """How many times the usual time it is given: what takes too long for that would be cut off for ever."""
+        return 2.0 ** min(self.timeouts, PATIENCE_DOUBLED_MAX)
 
     def drop(self, blocks: list[Block]) -> None:
         """These blocks are settled; the others are what is left of the batch."""

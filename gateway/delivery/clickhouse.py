@@ -1,11 +1,4 @@
-"""ClickHouse over HTTP: inserts of raw blocks, queries, and what each error means for the rows.
-
-    DeliveryError       an insert or a query that did not succeed
-    +-- Busy              the server cannot now, and says so: the same bytes and token later
-    +-- Ambiguous         nobody knows whether the rows were stored: the same bytes and token until a
-    |                     clean answer, then count them
-    +-- Operator          a person has to mend something: keep everything, alarm, try slowly
-    +-- Poison            the server will never take these very rows: only this batch waits
+"""ClickHouse over HTTP: inserts of raw blocks, and queries. What its errors mean is in ``answers.py``.
 
 aiochclient speaks to the server through ``Exchange``, our transport: one request and its answer. It
 adds what the library has no place for: settings for one call, a time-out, the error code (also the
@@ -23,7 +16,7 @@ import re
 import struct
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import aiohttp
 import lz4.block
@@ -32,126 +25,10 @@ from aiochclient import ChClient
 from aiochclient.http_clients.abc import HttpClientABC
 
 from gateway import schema
+from gateway.delivery.answers import ERROR_BYTES_MAX, Ambiguous, AnswerTooLarge, Busy, Operator, TimedOut, check
 
 Row = dict[str, Any]
 
-
-class DeliveryError(Exception):
-    """An insert or a query that did not succeed. ``code`` is ClickHouse's, 0 when there is none.
-
-    ``detail``: the server's own words, which may quote a row and so have no place in a log.
-    """
-
-    outcome: ClassVar[str] = "failed"
-
-    def __init__(self, message: str, *, code: int = 0, detail: str = "") -> None:
-        super().__init__(message)
-        self.code = code
-        self.detail = detail
-
-
-class Busy(DeliveryError):
-    """The server cannot now; nothing is wrong with the rows."""
-
-    outcome = "busy"
-
-
-class Ambiguous(DeliveryError):
-    """The rows may or may not be stored."""
-
-    outcome = "ambiguous"
-
-
-class Operator(DeliveryError):
-    """A person has to mend something at the server, in its rights, or in this program."""
-
-    outcome = "operator"
-
-
-class AnswerTooLarge(Operator):
-    """A query answers more than may be held at once."""
-
-
-class Poison(DeliveryError):
-    """The server will never take these rows."""
-
-    outcome = "poison"
-
-
-MEMORY_LIMIT = 241
-TOO_MANY_PARTS = 252
-CHECKSUM_WRONG = 40
-UNCOMPRESSIBLE = 271
-CUT_SHORT = frozenset({32, 33})
-"""The server read less than we sent. Ambiguous, but when it repeats the block itself is short."""
-
-CODES: dict[int, tuple[str, type[DeliveryError]]] = {
-    # The answer does not say whether the rows were stored.
-    32: ("ATTEMPT_TO_READ_AFTER_EOF", Ambiguous),
-    33: ("CANNOT_READ_ALL_DATA", Ambiguous),
-    159: ("TIMEOUT_EXCEEDED", Ambiguous),
-    209: ("SOCKET_TIMEOUT", Ambiguous),
-    210: ("NETWORK_ERROR", Ambiguous),
-    236: ("ABORTED", Ambiguous),
-    319: ("UNKNOWN_STATUS_OF_INSERT", Ambiguous),
-    394: ("QUERY_WAS_CANCELLED", Ambiguous),
-    425: ("SYSTEM_ERROR", Ambiguous),
-    999: ("KEEPER_EXCEPTION", Ambiguous),
-    # Later.
-    160: ("TOO_SLOW", Busy),
-    202: ("TOO_MANY_SIMULTANEOUS_QUERIES", Busy),
-    203: ("NO_FREE_CONNECTION", Busy),
-    225: ("NO_ZOOKEEPER", Busy),
-    MEMORY_LIMIT: ("MEMORY_LIMIT_EXCEEDED", Busy),
-    TOO_MANY_PARTS: ("TOO_MANY_PARTS", Busy),  # or too many partitions, see _classify
-    285: ("TOO_FEW_LIVE_REPLICAS", Busy),
-    439: ("CANNOT_SCHEDULE_TASK", Busy),
-    # A person.
-    60: ("UNKNOWN_TABLE", Operator),
-    81: ("UNKNOWN_DATABASE", Operator),
-    164: ("READONLY", Operator),
-    192: ("UNKNOWN_USER", Operator),
-    193: ("WRONG_PASSWORD", Operator),
-    194: ("REQUIRED_PASSWORD", Operator),
-    242: ("TABLE_IS_READ_ONLY", Operator),
-    243: ("NOT_ENOUGH_SPACE", Operator),
-    497: ("ACCESS_DENIED", Operator),
-    516: ("AUTHENTICATION_FAILED", Operator),
-    # These rows. Where it is the table after all, that does not fit any row, see ``poison.py``.
-    6: ("CANNOT_PARSE_TEXT", Poison),
-    25: ("CANNOT_PARSE_ESCAPE_SEQUENCE", Poison),
-    26: ("CANNOT_PARSE_QUOTED_STRING", Poison),
-    27: ("CANNOT_PARSE_INPUT_ASSERTION_FAILED", Poison),
-    38: ("CANNOT_PARSE_DATE", Poison),
-    CHECKSUM_WRONG: ("CHECKSUM_DOESNT_MATCH", Poison),
-    41: ("CANNOT_PARSE_DATETIME", Poison),
-    53: ("TYPE_MISMATCH", Poison),
-    69: ("ARGUMENT_OUT_OF_BOUND", Poison),
-    70: ("CANNOT_CONVERT_TYPE", Poison),
-    72: ("CANNOT_PARSE_NUMBER", Poison),
-    117: ("INCORRECT_DATA", Poison),
-    128: ("TOO_LARGE_ARRAY_SIZE", Poison),
-    131: ("TOO_LARGE_STRING_SIZE", Poison),
-    153: ("ILLEGAL_DIVISION", Poison),
-    UNCOMPRESSIBLE: ("CANNOT_DECOMPRESS", Poison),
-    321: ("VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE", Poison),
-    349: ("CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN", Poison),
-    376: ("CANNOT_PARSE_UUID", Poison),
-    395: ("FUNCTION_THROW_IF_VALUE_IS_NON_ZERO", Poison),
-    407: ("DECIMAL_OVERFLOW", Poison),
-    441: ("CANNOT_PARSE_DOMAIN_VALUE_FROM_STRING", Poison),
-    467: ("CANNOT_PARSE_BOOL", Poison),
-    469: ("VIOLATED_CONSTRAINT", Poison),
-    632: ("UNEXPECTED_DATA_AFTER_PARSED_VALUE", Poison),
-    675: ("CANNOT_PARSE_IPV4", Poison),
-    676: ("CANNOT_PARSE_IPV6", Poison),
-    691: ("UNKNOWN_ELEMENT_OF_ENUM", Poison),
-}
-"""What an exception code means for an insert: its name in ``system.errors``, and the error.
-
-A code that is not here (a syntax error, a column that is missing, one that nobody foresaw) is a fault of
-this program or of the table, never of a row: a person's.
-"""
 
 _INSERT_SETTINGS = {
     "async_insert": "0",
@@ -163,7 +40,6 @@ _INSERT_SETTINGS = {
 ALL_ROWS = (0, (1 << 32) - 1)
 _LZ4 = 0x82
 _ANSWER_BYTES_MAX = 64 << 20
-_ERROR_BYTES_MAX = 4 << 10
 _MISSING_FIX = "run `weir migrate`, or grant its user SELECT on system.columns"
 
 
@@ -208,14 +84,16 @@ class Exchange(HttpClientABC):  # type: ignore[misc]
                 allow_redirects=False,
             ) as answer:
                 body = await _read(answer)
-                _check(answer.status, answer.headers.get("X-ClickHouse-Exception-Code"), body)
+                check(answer.status, answer.headers.get("X-ClickHouse-Exception-Code"), body)
                 self.written_rows = _written(answer.headers.get("X-ClickHouse-Summary"))
                 return body
         except aiohttp.ClientConnectorCertificateError as error:
             raise Operator("the server's certificate is not valid for its name") from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Busy("cannot connect") from error
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        except TimeoutError as error:
+            raise TimedOut(f"no answer within {self._timeout.total:g} s") from error
+        except (aiohttp.ClientError, ConnectionError) as error:
             raise Ambiguous(f"no whole answer ({type(error).__name__})") from error
 
 
@@ -274,17 +152,27 @@ class ClickHouse:
         if self._session is not None:
             await self._session.close()
 
-    async def insert(self, table: schema.Table, blocks: Sequence[bytes], *, token: str) -> int | None:
+    async def insert(
+        self, table: schema.Table, blocks: Sequence[bytes], *, token: str, patience: float = 1.0
+    ) -> int | None:
         """Insert blocks, compressed Native as ``Columns.cut`` gives them.
 
+        ``patience``: times the time an insert has.
         Returns the rows the server says it wrote, None when it did not say. Fewer than were sent means:
         count them; so may a server answer that has seen the token before.
         """
         settings = {"decompress": "1", "insert_deduplication_token": token}
-        return await self._insert(_insert_text(table, self.database), "", blocks, settings)
+        return await self._insert(_insert_text(table, self.database), "", blocks, settings, patience)
 
     async def insert_absent(
-        self, table: schema.Table, block: bytes, *, frame: int, token: str, rows: tuple[int, int] = ALL_ROWS
+        self,
+        table: schema.Table,
+        block: bytes,
+        *,
+        frame: int,
+        token: str,
+        rows: tuple[int, int] = ALL_ROWS,
+        patience: float = 1.0,
     ) -> None:
         """Insert those rows of one block that the table does not have yet. ``frame`` is the block's number.
 
@@ -300,7 +188,7 @@ class ClickHouse:
             "param_last": str(rows[1]),
             "max_insert_threads": "1",
         }
-        await self._insert(*_insert_absent_text(table, self.database), [literal], settings)
+        await self._insert(*_insert_absent_text(table, self.database), [literal], settings, patience)
 
     async def insert_rows(self, table: schema.Table, rows: Sequence[Row], *, token: str) -> None:
         """Insert rows as ``read_rows`` gave them. Of the table only the names are looked at."""
@@ -388,9 +276,11 @@ class ClickHouse:
                 lacks += _lacks(f"{self.database}.{table.name}", table, have[table.name], engines[table.name])
         return lacks
 
-    async def _insert(self, text: str, after: str, blocks: Sequence[bytes], settings: Mapping[str, str]) -> int | None:
+    async def _insert(
+        self, text: str, after: str, blocks: Sequence[bytes], settings: Mapping[str, str], patience: float = 1.0
+    ) -> int | None:
         """Send a statement with its data behind it, and what follows the data."""
-        exchange = self._exchange({**_INSERT_SETTINGS, **settings}, self._insert_timeout_s)
+        exchange = self._exchange({**_INSERT_SETTINGS, **settings}, patience * self._insert_timeout_s)
         await self._speak(exchange, self.database).insert_file(text, _body(blocks, after.encode()))
         return exchange.written_rows
 
@@ -445,7 +335,7 @@ def _uncompressed(block: bytes) -> bytes:
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
     """The answer's body, bounded; of an error's only the start."""
-    limit = _ANSWER_BYTES_MAX if answer.status == 200 else _ERROR_BYTES_MAX
+    limit = _ANSWER_BYTES_MAX if answer.status == 200 else ERROR_BYTES_MAX
     parts, length = [], 0
     async for part in answer.content.iter_any():
         parts.append(part)
@@ -456,34 +346,6 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
             answer.close()
             break
     return b"".join(parts)
-
-
-def _check(status: int, code: str | None, body: bytes) -> None:
-    """Raise what the answer says went wrong. A 200 can carry an exception as well."""
-    if code is not None and code.strip().isdigit():
-        raise _classify(int(code), body)
-    if status == 200:
-        if body.startswith(b"Code: ") or b"__exception__" in body[-_ERROR_BYTES_MAX:]:
-            found = re.search(rb"Code: (\d+)", body)
-            raise _classify(int(found[1]) if found else 0, body)
-        return
-    if status == 429:
-        raise Busy("HTTP 429 from something between us and ClickHouse")
-    if status >= 500 or status == 408:
-        raise Ambiguous(f"HTTP {status} without an exception code; something between us and ClickHouse answered")
-    raise Operator(f"HTTP {status} without an exception code; is the URL ClickHouse's HTTP interface?")
-
-
-def _classify(code: int, body: bytes) -> DeliveryError:
-    name, kind = CODES.get(code, ("unknown to the gateway", Operator))
-    if code == TOO_MANY_PARTS and b"Too many partitions" in body:
-        name, kind = "TOO_MANY_PARTS (partitions)", Poison
-    message = f"ClickHouse error {code} {name}"
-    said = re.sub(r"\s+", " ", body[:400].decode(errors="replace")).strip()
-    if kind in (Busy, Operator) and code in CODES:
-        # These speak of tables and limits. The others may quote a row, which has no place in a log.
-        message = f"{message}: {said}"
-    return kind(message, code=code, detail=said)
 
 
 def _written(summary: str | None) -> int | None:

@@ -25,20 +25,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from gateway.delivery.answers import CUT_SHORT, MEMORY_LIMIT, Ambiguous, Busy, DeliveryError, Operator, Poison, TimedOut
 from gateway.delivery.audit import UNDER_WAY_S
 from gateway.delivery.batch import Batch, Isolation, Queue, Repair
 from gateway.delivery.block import Block, Durability
-from gateway.delivery.clickhouse import (
-    ALL_ROWS,
-    CUT_SHORT,
-    MEMORY_LIMIT,
-    Ambiguous,
-    Busy,
-    ClickHouse,
-    DeliveryError,
-    Operator,
-    Poison,
-)
+from gateway.delivery.clickhouse import ALL_ROWS, ClickHouse
 from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.poison import NOT_KEPT, REPAIRS_MAX, SUSPICIONS_MAX, Isolator, counted
@@ -354,10 +345,16 @@ class Flusher:
         if batch.run is not None:
             (block,) = batch.blocks
             await self._clickhouse.insert_absent(
-                batch.table, block.data, frame=block.frame, token=batch.token, rows=batch.run
+                batch.table,
+                block.data,
+                frame=block.frame,
+                token=batch.token,
+                rows=batch.run,
+                patience=batch.patience,
             )
             return None
-        return await self._clickhouse.insert(batch.table, [block.data for block in batch.blocks], token=batch.token)
+        data = [block.data for block in batch.blocks]
+        return await self._clickhouse.insert(batch.table, data, token=batch.token, patience=batch.patience)
 
     async def _seal_on_disk(self, batch: Batch) -> None:
         await self._seal_blocks(batch.table, batch.token, batch.blocks)
@@ -397,11 +394,16 @@ class Flusher:
         if repair.run is not None:
             block = repair.blocks[0]
             await self._clickhouse.insert_absent(
-                batch.table, block.data, frame=block.frame, token=repair.token, rows=repair.run
+                batch.table,
+                block.data,
+                frame=block.frame,
+                token=repair.token,
+                rows=repair.run,
+                patience=batch.patience,
             )
         else:
             data = [block.data for block in repair.blocks]
-            await self._clickhouse.insert(batch.table, data, token=repair.token)
+            await self._clickhouse.insert(batch.table, data, token=repair.token, patience=batch.patience)
 
     def _failed(self, batch: Batch, error: DeliveryError) -> None:
         queue = self._queues[batch.table.name]
@@ -429,6 +431,7 @@ class Flusher:
     def _understood(self, batch: Batch, error: DeliveryError) -> DeliveryError:
         """Note what an error says about a batch, and what it means by now."""
         if isinstance(error, Ambiguous):
+            batch.timeouts += isinstance(error, TimedOut)
             batch.doubtful = True
             if batch.repair is not None:
                 batch.repair.doubtful = True

@@ -21,8 +21,9 @@ from typing import Any
 
 import orjson
 
+from gateway.delivery.answers import DeliveryError
 from gateway.delivery.block import Block
-from gateway.delivery.clickhouse import DeliveryError, Row
+from gateway.delivery.clickhouse import Row
 from gateway.schema import OTEL_LOGS
 
 Letter = dict[str, Any]

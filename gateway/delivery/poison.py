@@ -25,19 +25,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from gateway.delivery.batch import Batch, Hunt, Isolation, Queue
-from gateway.delivery.block import Block
-from gateway.delivery.clickhouse import (
+from gateway.delivery.answers import (
     CHECKSUM_WRONG,
     CUT_SHORT,
     UNCOMPRESSIBLE,
     Ambiguous,
     Busy,
-    ClickHouse,
     DeliveryError,
     Operator,
     Poison,
 )
+from gateway.delivery.batch import Batch, Hunt, Isolation, Queue
+from gateway.delivery.block import Block
+from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.deadletter import DeadLetters, DeadLettersBusy, DeadLettersFull
 from gateway.delivery.frames import FrameNumbers
 from gateway.delivery.letter import Letter, letter_of, letter_of_block

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.delivery.clickhouse import Ambiguous, Busy, ClickHouse, DeliveryError, Operator, Poison, Row
+from gateway.delivery.answers import Ambiguous, Busy, DeliveryError, Operator, Poison
+from gateway.delivery.clickhouse import ClickHouse, Row
 from gateway.delivery.deadletter import FOLDER, DeadLetters, DeadLettersBusy, LetterFile
 from gateway.delivery.letter import Letter, row_of
 from gateway.delivery.search import Search

@@ -28,7 +28,8 @@ import msgspec
 
 from gateway.datasets import fields, query
 from gateway.datasets.catalog import NO_DATASET, NO_SCHEMA, Catalog, id_of
-from gateway.delivery.clickhouse import ClickHouse, DeliveryError
+from gateway.delivery.answers import DeliveryError
+from gateway.delivery.clickhouse import ClickHouse
 from gateway.dialects.dialect import Reply
 from gateway.errors import Conflict, Failed, GatewayError, Invalid, Malformed, NotFound, WeirError
 from gateway.http.api import ApiRequest, ApiRoute, json_reply

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
-from gateway.delivery.clickhouse import MEMORY_LIMIT, AnswerTooLarge, DeliveryError
+from gateway.delivery.answers import MEMORY_LIMIT, AnswerTooLarge, DeliveryError
 from gateway.dialects.dialect import Reply
 from gateway.errors import GatewayError, Invalid, NotFound
 from gateway.http.api import ApiRequest, ApiRoute, in_details, json_reply

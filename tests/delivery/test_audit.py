@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
+from gateway.delivery.answers import Operator
 from gateway.delivery.block import Block
-from gateway.delivery.clickhouse import ClickHouse, Operator
+from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.segments import Member
 from gateway.schema import Table
 from tests.delivery.audits import audit_of, stored_block

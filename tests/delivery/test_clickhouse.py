@@ -13,7 +13,8 @@ from aiochclient import ChClient
 
 from gateway import schema
 from gateway._native import Columns, EntryPlan, entries
-from gateway.delivery.clickhouse import CODES, Ambiguous, Busy, ClickHouse, DeliveryError, Operator, Poison
+from gateway.delivery.answers import CODES, Ambiguous, Busy, DeliveryError, Operator, Poison
+from gateway.delivery.clickhouse import ClickHouse
 from tests.delivery.rig import Engine, answered
 from tests.delivery.things import NOON_NS, THINGS, block, numbered
 from tests.support.proxy import Fault, Proxy

@@ -45,8 +45,10 @@ async def test_with_a_new_token_for_each_attempt_they_are_doubled(plain: Rig, mo
     """The positive control: the test above can fail."""
     insert = ClickHouse.insert
 
-    async def forgetful(self: ClickHouse, table: Table, blocks: Sequence[bytes], *, token: str) -> int | None:
-        return await insert(self, table, blocks, token=plain.frames.token())
+    async def forgetful(
+        self: ClickHouse, table: Table, blocks: Sequence[bytes], *, token: str, patience: float
+    ) -> int | None:
+        return await insert(self, table, blocks, token=plain.frames.token(), patience=patience)
 
     monkeypatch.setattr(ClickHouse, "insert", forgetful)
     plain.proxy.plan.extend([Fault("swallow")] * 3)
@@ -80,6 +82,27 @@ async def test_a_server_that_never_answers_is_asked_again(open_rig: OpenRig) -> 
         await rig.flush()
         assert await rig.stored() == list(range(100))
         assert rig.outcomes()["ambiguous"] >= 1
+
+
+async def test_an_insert_that_takes_too_long_each_time_gets_more_time(open_rig: OpenRig) -> None:
+    async with open_rig(insert_timeout_s=0.1) as rig:
+        rig.proxy.plan.extend([Fault("slow", delay_s=0.5)] * 20)
+        rig.send(range(100))
+        await rig.flush()
+        assert await rig.stored() == list(range(100))
+        assert 3 <= rig.outcomes()["ambiguous"] < 20
+
+
+async def test_with_the_same_time_for_each_it_would_be_sent_for_ever(
+    open_rig: OpenRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The positive control: all twenty slow answers are waited for in vain."""
+    monkeypatch.setattr("gateway.delivery.batch.PATIENCE_DOUBLED_MAX", 0)
+    async with open_rig(insert_timeout_s=0.1) as rig:
+        rig.proxy.plan.extend([Fault("slow", delay_s=0.5)] * 20)
+        rig.send(range(100))
+        await rig.flush()
+        assert rig.outcomes()["ambiguous"] == 20
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import pytest
 import pytest_asyncio
 
 from gateway._native import Columns, EntryPlan, OtlpPlan, entries, otlp_json
+from gateway.delivery.answers import Poison
 from gateway.delivery.block import Block
-from gateway.delivery.clickhouse import ClickHouse, Poison
+from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.deadletter import PAGE_BYTES, DeadLetters, DeadLettersBusy, DeadLettersFull
 from gateway.delivery.letter import Letter, letter_of, line, row_of
 from gateway.delivery.replay import Replay

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from gateway.delivery.answers import Busy, Operator
 from gateway.delivery.audit import Audit
 from gateway.delivery.block import Block, Durability
-from gateway.delivery.clickhouse import Busy, Operator
 from gateway.delivery.disk import Disk
 from gateway.delivery.segments import Frame, Kind, Member, SegmentReader, found_segments
 from gateway.delivery.spool import Spool

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.config import Limits
-from gateway.delivery.clickhouse import MEMORY_LIMIT, Ambiguous, AnswerTooLarge, Busy
+from gateway.delivery.answers import MEMORY_LIMIT, Ambiguous, AnswerTooLarge, Busy
 from gateway.dialects.dialect import Reply
 from gateway.errors import GatewayError
 from gateway.http.admission import Admission

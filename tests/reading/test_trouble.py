@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from gateway.config import Limits
-from gateway.delivery.clickhouse import Ambiguous, ClickHouse
+from gateway.delivery.answers import Ambiguous
+from gateway.delivery.clickhouse import ClickHouse
 from gateway.dialects.dialect import Reply
 from gateway.http.admission import Admission
 from gateway.http.api import Api

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from gateway.delivery.clickhouse import ALL_ROWS, Ambiguous, Busy, ClickHouse, Operator, Poison, Row, _uncompressed
+from gateway.delivery.answers import Ambiguous, Busy, Operator, Poison
+from gateway.delivery.clickhouse import ALL_ROWS, ClickHouse, Row, _uncompressed
 from gateway.schema import Table
 from tests.chaos.simulation.loop import Being, Loop
 from tests.delivery.things import DAY_NS
@@ -287,7 +288,7 @@ class Client(ClickHouse):
         self._process = client
         self._note = note
 
-    async def insert(self, table: Table, blocks: Sequence[bytes], *, token: str) -> int | None:
+    async def insert(self, table: Table, blocks: Sequence[bytes], *, token: str, patience: float = 1.0) -> int | None:
         rows = self._server.read(blocks)
         written: int | None = await self._told(
             f"insert {table.name} {token} {_frames(rows)}",
@@ -296,7 +297,14 @@ class Client(ClickHouse):
         return written
 
     async def insert_absent(
-        self, table: Table, block: bytes, *, frame: int, token: str, rows: tuple[int, int] = ALL_ROWS
+        self,
+        table: Table,
+        block: bytes,
+        *,
+        frame: int,
+        token: str,
+        rows: tuple[int, int] = ALL_ROWS,
+        patience: float = 1.0,
     ) -> None:
         found = self._server.read([block])
         await self._told(

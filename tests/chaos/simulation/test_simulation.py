@@ -94,8 +94,10 @@ def test_with_seals_that_nobody_heeds_rows_are_doubled(monkeypatch: pytest.Monke
 def test_with_a_new_token_for_each_attempt_rows_are_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
     insert, count = Client.insert, iter(range(1 << 30))
 
-    async def forgetful(client: Client, table: Table, blocks: list[bytes], *, token: str) -> int | None:
-        return await insert(client, table, blocks, token=f"{token}-{next(count)}")
+    async def forgetful(
+        client: Client, table: Table, blocks: list[bytes], *, token: str, patience: float
+    ) -> int | None:
+        return await insert(client, table, blocks, token=f"{token}-{next(count)}", patience=patience)
 
     monkeypatch.setattr(Client, "insert", forgetful)
     assert "stored twice" in found()

@@ -45,8 +45,10 @@ def without_tokens() -> None:
     insert = ClickHouse.insert
     numbers = itertools.count()
 
-    async def forgetful(self: ClickHouse, table: Table, blocks: Sequence[bytes], *, token: str) -> int | None:
-        return await insert(self, table, blocks, token=f"{token}-{os.getpid()}-{next(numbers)}")
+    async def forgetful(
+        self: ClickHouse, table: Table, blocks: Sequence[bytes], *, token: str, patience: float = 1.0
+    ) -> int | None:
+        return await insert(self, table, blocks, token=f"{token}-{os.getpid()}-{next(numbers)}", patience=patience)
 
     ClickHouse.insert = forgetful  # type: ignore[method-assign]
 
