@@ -143,6 +143,6 @@ class Oracle:
             return True
         if row.level == Durability.MEMORY and row.lost_by_server:
             return True  # Where it could not be written there is nothing to insert again.
-        if row.level == Durability.MEMORY:
-            return row.process.killed or row.table in row.process.lost
+        if row.level == Durability.MEMORY and (row.process.killed or row.table in row.process.lost):
+            return True
         return any(cut >= row.at for cut in self.power_cuts)
