@@ -176,7 +176,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     requests_in_flight_max: Annotated[int, Meta(ge=1, description="Requests being answered at once; then 503.")] = 1024
     project_requests_in_flight_max: Annotated[
-        int, Meta(ge=0, description="The same of one project; 0: half of limits.requests_in_flight_max.")
+        int,
+        Meta(ge=0, description="The same of one project; 0: as many as it leaves free, half of all where it is alone."),
     ] = 0
     api_requests_in_flight_max: Annotated[
         int, Meta(ge=1, description="Requests of the query and control API answered at once; more get 503.")

@@ -8,8 +8,10 @@ little takes nothing from the others. And where the key is in the body, nobody k
 before it is read: these strangers together hold half of either limit at most, so that however many
 come, there is room for those whose key is known.
 
-No project takes all places either: past ``project_requests_max`` the next request of the same project
-is refused, however many places are free, since those who hold them may hold them long.
+No project takes everything either: it holds at most as much as it leaves free, of places and of bytes,
+since it may hold them long. That is half of it where one is greedy, a third each where two are, and
+something is always left for who comes next (a dynamic threshold: Choudhury and Hahne, "Dynamic Queue Length
+Thresholds for Shared-Memory Packet Switches", 1998). Its only request is never refused for that.
 """
 
 from __future__ import annotations
@@ -22,13 +24,17 @@ from gateway.errors import Overloaded, ProjectBusy
 
 
 class Admission:
-    """The budget of one process. Belongs to one event loop. ``project_requests_max`` 0: half of ``requests_max``."""
+    """The budget of one process. Belongs to one event loop.
+
+    ``project_requests_max``: how many places one project may have, however many are free; 0: as many as are.
+    """
 
     def __init__(self, *, requests_max: int, bytes_max: int, project_requests_max: int = 0) -> None:
         self.requests_max = requests_max
         self.bytes_max = bytes_max
-        self.project_requests_max = project_requests_max or max(1, requests_max // 2)
+        self.project_requests_max = project_requests_max
         self.by_project: Counter[str] = Counter()
+        self.bytes_by_project: Counter[str] = Counter()
         self.requests = self.strangers = 0
         self.bytes = self.stranger_bytes = 0
 
@@ -62,16 +68,21 @@ class Ticket:
         self._project_id = ""
 
     def check(self, needed_bytes: int) -> None:
-        """Raises Overloaded when it cannot hold ``needed_bytes`` in all now."""
+        """Raises Overloaded or ProjectBusy when it cannot hold ``needed_bytes`` in all now."""
         admission, more = self._admission, needed_bytes - self._held_bytes
+        if more <= 0:
+            return
         # A stranger alone may have all: its request could not be taken at any other time either.
         others = admission.stranger_bytes - self._held_bytes if self._stranger else 0
         crowded = others and others + needed_bytes > admission.bytes_max // 2
-        if more > 0 and (crowded or admission.bytes + more > admission.bytes_max):
+        if crowded or admission.bytes + more > admission.bytes_max:
             raise Overloaded("too many bytes are being read: send this request again", retry_after_s=1)
+        others = admission.bytes_by_project[self._project_id] - self._held_bytes if self._project_id else 0
+        if others and others + needed_bytes > admission.bytes_max - admission.bytes - more:
+            raise ProjectBusy("too many bytes of this project are being read: send this one again", retry_after_s=1)
 
     def hold(self, needed_bytes: int) -> None:
-        """Holds ``needed_bytes`` in all, if less were held until now. Raises Overloaded when they do not fit."""
+        """Holds ``needed_bytes`` in all, if less were held until now. Raises as ``check``."""
         if needed_bytes > self._held_bytes:
             self.check(needed_bytes)
             self._keep(needed_bytes)
@@ -87,20 +98,20 @@ class Ticket:
         """Its key was good, and is this project's. Raises ProjectBusy when that has too many requests in flight."""
         self.is_known()
         admission = self._admission
-        if admission.by_project[project_id] >= admission.project_requests_max:
+        others = admission.by_project[project_id]
+        free = admission.requests_max - admission.requests
+        if others and others >= (admission.project_requests_max or free + 1):
             raise ProjectBusy(
                 "too many requests of this project are being answered: send this one again", retry_after_s=1
             )
         admission.by_project[project_id] += 1
+        admission.bytes_by_project[project_id] += self._held_bytes
         self._project_id = project_id
 
     def leave(self) -> None:
         """Takes no place of its project any more."""
-        by_project = self._admission.by_project
-        if self._project_id:
-            by_project[self._project_id] -= 1
-            if not by_project[self._project_id]:
-                del by_project[self._project_id]
+        self._give(self._admission.by_project, 1)
+        self._project_id = ""
 
     def release(self) -> None:
         """Holds nothing any more."""
@@ -111,3 +122,11 @@ class Ticket:
         self._admission.bytes += more
         if self._stranger:
             self._admission.stranger_bytes += more
+        self._give(self._admission.bytes_by_project, -more)
+
+    def _give(self, held: Counter[str], less: int) -> None:
+        """Its project, where it is known, holds so much less; who holds nothing is not counted."""
+        if self._project_id:
+            held[self._project_id] -= less
+            if not held[self._project_id]:
+                del held[self._project_id]
