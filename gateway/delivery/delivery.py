@@ -174,7 +174,7 @@ class Delivery:
             raise Draining("shutting down; send the same again later", retry_after_s=1)
         self._room.check(project_id, declared_bytes)
         self._ring(project_id).check(declared_bytes)
-        if retries and self._congestion.refuses():
+        if retries and self._congestion.refuses(project_id):
             raise Overloaded("rows wait too long for the disk; send the same again later", retry_after_s=1)
 
     def rows(self, project_id: str, expected_bytes: int, durability: str = "") -> RowsHandle:
@@ -287,13 +287,17 @@ class Delivery:
 
     def _spooled(self, block: Block) -> None:
         """A block was cut: it goes to the spool."""
-        self._congestion.enter(block.since)
+        self._congestion.enter(block.since, block.project_id, len(block.data))
         self._progress.add(block.frame)
         self._spool.append(block, self._kept, self._not_kept)
 
     def _kept(self, block: Block) -> None:
         """A block is in the spool."""
-        self._congestion.leave()
+        self._congestion.leave(block.project_id, len(block.data))
+        self._line_up(block)
+
+    def _line_up(self, block: Block) -> None:
+        """A block can be inserted."""
         block.promise.reach(min(block.durability, Durability.DISK))
         shard = self._shard(block.project_id)
         ring, flusher = self._rings[shard], self._flushers[shard]
@@ -313,7 +317,7 @@ class Delivery:
 
     def _not_kept(self, block: Block, error: OSError) -> None:
         """A block could not be written, or synced: its senders are told, unless what they were promised holds."""
-        self._congestion.leave()
+        self._congestion.leave(block.project_id, len(block.data))
         shard = self._shard(block.project_id)
         if block.durability <= block.promise.reached:
             self._flushers[shard].take(block)
@@ -341,12 +345,13 @@ class Delivery:
         ring.find(block.table, block.rows)
         ring.hold(block)
         self._metrics.rows_recovered.add(block.rows, block.table)
-        self._congestion.enter(self._clock())
+        self._congestion.enter(self._clock(), block.project_id, len(block.data))
         self._progress.add(block.frame)
         self._spool.revive(block, self._kept_again if block.suspect else self._kept)
 
     def _kept_again(self, block: Block) -> None:
         """A block is in the spool again whole, and some of its rows may be dead letters, which a replay would store."""
+        self._congestion.leave(block.project_id, len(block.data))
         self._tasks = [task for task in self._tasks if not task.done()]
         self._tasks.append(asyncio.create_task(self._take_letters_back(block), name="letters"))
 
@@ -358,7 +363,7 @@ class Delivery:
             except (DeadLettersBusy, OSError) as error:
                 log.warning("%s: dead letters cannot be taken back now: %s", block.table, error)
             await asyncio.sleep(LETTERS_AGAIN_S)
-        self._kept(block)
+        self._line_up(block)
 
     def _damaged(self, block: Block) -> None:
         log.error("%s: %d rows are lost: their block in the spool is damaged", block.table, block.rows)

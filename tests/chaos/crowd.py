@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import cycle
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,10 +41,10 @@ BACKLOG_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Senders of one key. ``posts_per_s`` 0: each connection posts when it is answered."""
+    """Senders of one project, with its keys in turn. ``posts_per_s`` 0: each connection posts when it is answered."""
 
     name: str
-    key: str
+    keys: Sequence[str]
     kind: str
     """A dialect, or ``DIALECT+N``: each record is so many bytes larger."""
     label: str = ""
@@ -168,6 +169,7 @@ class Senders:
     def __init__(self, group: Group, given: argparse.Namespace, fared: Fared) -> None:
         self.group, self.fared = group, fared
         self._connections: set[Connection] = set()
+        self._keys = cycle(group.keys)
         self._prefix = f"{given.run}.{group.name}"
         self._host, _, port = given.ingest.rpartition(":")
         self._port = int(port)
@@ -277,7 +279,7 @@ class Senders:
         path, media_type, write = DIALECTS[kind.partition("+")[0]]
         body = write(records)
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nAuthorization: Bearer {self.group.key}\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nAuthorization: Bearer {next(self._keys)}\r\n"
             f"Content-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         self._note(f"posted {first} {count} {kind}")

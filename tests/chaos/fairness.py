@@ -1,10 +1,10 @@
 """Programme "fairness": who takes more than their share, or sends what is hard to store, slows only themselves.
 
-A gateway with a slow disk, few places and little room. Some projects send little. First they are alone; then
-comes one that offers ten times an equal part of what the gateway takes, one whose records ClickHouse will never
-take now and then, and one whose records are giants. Then ClickHouse goes, the spool fills up to what is shared,
-and all go on. Then it is back, all drains, and the oracle asks: of the poison every record acknowledged has to be
-a dead letter, of the rest none.
+A gateway with a slow disk, few places and little room. Many projects send little. First they are alone; then
+come one that alone offers more than the gateway takes, another that does so with thousands of keys, one whose
+records ClickHouse will never take now and then, and one whose records are giants. Then ClickHouse goes, the spool
+fills up to what is shared, and all go on. Then it is back, all drains, and the oracle asks: of the poison every record
+acknowledged has to be a dead letter, of the rest none.
 
 Wrong is a row, no answer, an odd one, and a part of the small ones' posts refused. How long they waited for their
 answers, with and without the others, is told.
@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 
 from gateway import schema
 from gateway.delivery.clickhouse import ClickHouse
+from gateway.tenants.minting import digest_of, mint, prefix_of
 from gateway.tenants.postgres import ControlStore
 from tests.chaos.crowd import Crowd, Fared, Group, quantile
 from tests.chaos.gateway import World
@@ -28,18 +30,22 @@ from tests.chaos.overload import AWAY_S, MIB, SLOW_S, small
 from tests.chaos.records import record
 from tests.chaos.rounds import Rounds
 
-NORMAL = 6
-OTHERS = ("loud", "poison", "giant")
-SHARES = {"loud": 10.0, "poison": 0.05, "giant": 0.1, "normal": 0.1}
-"""What each offers, of an equal part of what the gateway takes."""
-CONNECTIONS = {"loud": 80, "poison": 4, "giant": 4, "normal": 2}
+NORMAL = 100
+KEYS = 50_000
+OTHERS = ("loud", "keyed", "poison", "giant")
+SHARES = {"loud": 1.1, "keyed": 1.1, "poison": 0.005, "giant": 0.01, "normal": 0.07}
+"""What each offers, of what the gateway takes; the normal ones together."""
+CONNECTIONS = {"loud": 80, "keyed": 80, "poison": 4, "giant": 4, "normal": 2}
 PLACES = 40
-"""Half of them are the loud one's at most, so that all connections of the others fit into the rest."""
 LOUD_BYTES, GIANT_BYTES = 4 << 10, 128 << 10
 SPOOL_BYTES, SHARED_PART = 8 * MIB, 0.70
 POISON = "otlp"
 """The dialect of the poison alone, because its events are what the table does not take."""
 ACCEPTED_PART = 0.999
+_CREATE_KEYS = """
+    INSERT INTO keys (project_id, sha256, kind, dialect, name)
+    SELECT projects.id, unnest($2::bytea[]), 'server', 'loguro', 'one of many' FROM projects WHERE slug = $1
+"""
 SETTINGS = {
     "limits__requests_in_flight_max": str(PLACES),
     "limits__bytes_in_flight_max": str(8 * MIB),
@@ -96,27 +102,44 @@ class Neighbours(Crowd):
 
 
 class FairnessRounds(Rounds):
-    """Rounds on one gateway with a slow disk, started anew for each. ``weakened_by``: besides that."""
+    """Rounds on one gateway with a slow disk, started anew for each. ``weakened_by``: besides that.
 
-    def __init__(self, world: World, seed: str, *, weakened_by: str = "", accepted_part: float = ACCEPTED_PART) -> None:
+    ``normal``: how many send little. ``keys``: how many keys has the one that has many.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        seed: str,
+        *,
+        weakened_by: str = "",
+        accepted_part: float = ACCEPTED_PART,
+        normal: int = NORMAL,
+        keys: int = KEYS,
+    ) -> None:
         names = ["fast disk", *filter(None, [weakened_by])]
         name = f"fairness-{seed}-{bool(weakened_by)}".lower()
         gateway = world.gateway(name=name, weakened_by=",".join(names), settings=small(SETTINGS))
         super().__init__(world, seed, gateway, pause_ms=0.0)
         self._accepted_part = accepted_part
-        self._keys: dict[str, str] = {}
+        self._normal = normal
+        self._keys_of_keyed = keys
+        self._keys: dict[str, list[str]] = {}
 
     def _begin(self, stack: ExitStack) -> None:
         super()._begin(stack)
         self._keys = asyncio.run(self._make_projects())
 
-    async def _make_projects(self) -> dict[str, str]:
+    async def _make_projects(self) -> dict[str, list[str]]:
         store = await ControlStore.connect(self._world.dsn)
         keys = {}
-        for name in [*map(str, range(NORMAL)), *OTHERS]:
+        for name in [*map(str, range(self._normal)), *OTHERS]:
             slug = f"{self._gateway.data_dir.name}-{name}"
             await store.create_project(slug)
-            _, keys[name] = await store.create_key(slug, kind="server", dialect=_dialect(name), name="chaos")
+            if name == "keyed":
+                keys[name] = await _many_keys(store, slug, self._keys_of_keyed)
+            else:
+                keys[name] = [(await store.create_key(slug, kind="server", dialect=_dialect(name), name="chaos"))[1]]
         await store.close()
         return keys
 
@@ -134,19 +157,19 @@ class FairnessRounds(Rounds):
             asyncio.run(crowd.make_database())
             gateway.start()
             crowd.narrow()
-            fared["unloaded"] = crowd.phase("unloaded", self._groups(0.0), phase_s / 2)
-            share = fared["unloaded"]["normal"].accepted_per_s / (NORMAL + len(OTHERS))
-            fared["alone"] = crowd.phase("alone", self._groups(share), phase_s)
-            fared["among"] = crowd.phase("among", self._groups(share, OTHERS), phase_s)
+            fared["unloaded"] = crowd.phase("unloaded", self._busy(), phase_s / 2)
+            capacity = fared["unloaded"]["normal"].accepted_per_s
+            fared["alone"] = crowd.phase("alone", self._groups(capacity), phase_s)
+            fared["among"] = crowd.phase("among", self._groups(capacity, OTHERS), phase_s)
             world.clickhouse.become(choose.choice(("down", "stopped")))
             fared["filling"] = crowd.until(
                 lambda: gateway.metric("weir_spool_bytes") > filled * SPOOL_BYTES,
                 "filling",
-                self._groups(share, OTHERS),
+                self._groups(capacity, OTHERS),
                 phase_s / 2,
                 AWAY_S,
             )
-            fared["full"] = crowd.phase("full", self._groups(share, OTHERS), phase_s)
+            fared["full"] = crowd.phase("full", self._groups(capacity, OTHERS), phase_s)
             world.clickhouse.become("up")
             crowd.drain()
             report = settle(world, gateway, crowd)
@@ -154,17 +177,26 @@ class FairnessRounds(Rounds):
         self._judge(what, fared)
         self.tally.add(report, what)
         gateway.kill_all()
+        # ClickHouse was killed just now, and the next round has other tables: what these held would be missed there.
+        shutil.rmtree(gateway.data_dir / "spool")
         ask(world.clickhouse.url, f"DROP DATABASE {crowd.database}")
         return report
 
-    def _groups(self, share: float, others: tuple[str, ...] = ()) -> list[Group]:
-        """The small ones and ``others``; without a share they take all places, posting as they are answered."""
+    def _busy(self) -> list[Group]:
+        """Some of the small ones take all places, posting as they are answered."""
+        some = [str(at) for at in range(min(self._normal, PLACES))]
+        each = PLACES // len(some)
+        return [Group(name, self._keys[name], _kind(name), "normal", connections=each) for name in some]
+
+    def _groups(self, capacity: float, others: tuple[str, ...] = ()) -> list[Group]:
+        """The small ones and ``others``. ``capacity``: posts a second that the gateway takes."""
         groups = []
-        for name in [*map(str, range(NORMAL)), *others]:
+        for name in [*map(str, range(self._normal)), *others]:
             label = name if name in OTHERS else "normal"
-            connections = CONNECTIONS[label] if share else PLACES // NORMAL
-            rate = SHARES[label] * share
-            groups.append(Group(name, self._keys[name], _kind(name), label, posts_per_s=rate, connections=connections))
+            rate = SHARES[label] * capacity / (self._normal if label == "normal" else 1)
+            groups.append(
+                Group(name, self._keys[name], _kind(name), label, posts_per_s=rate, connections=CONNECTIONS[label])
+            )
         return groups
 
     def _look_at_dead_letters(self, what: str, doomed: int) -> None:
@@ -198,6 +230,14 @@ class FairnessRounds(Rounds):
             )
         if not any(labels["loud"].refused for labels in fared.values() if "loud" in labels):
             tally.finding(f"{what}: nobody was refused, so nothing was proved")
+
+
+async def _many_keys(store: ControlStore, slug: str, count: int) -> list[str]:
+    """So many keys of a project, in one statement."""
+    secrets = [mint(prefix_of("loguro", "server"), random.choice) for _ in range(count)]
+    async with store.connection() as connection:
+        await connection.execute(_CREATE_KEYS, slug, [digest_of(secret) for secret in secrets])
+    return secrets
 
 
 def _dialect(name: str) -> str:

@@ -117,7 +117,7 @@ class OverloadRounds(Rounds):
         return [
             Group(
                 dialect,
-                keys[dialect],
+                [keys[dialect]],
                 f"{dialect}+{RECORD_BYTES}",
                 records=RECORDS,
                 posts_per_s=posts_per_s / len(DIALECTS),

@@ -130,9 +130,9 @@ class SenderRounds(Rounds):
     def _groups(self) -> list[Group]:
         """The one that is measured, and others; none waits in line for another."""
         keys = json.loads(self._world.keys_path.read_text())
-        probe = Group("probe", keys["loguro"], "loguro", "probe", 1, PROBES_PER_S, connections=1)
+        probe = Group("probe", [keys["loguro"]], "loguro", "probe", 1, PROBES_PER_S, connections=1)
         return [probe] + [
-            Group(dialect, keys[dialect], dialect, "normal", 2, NORMAL_PER_S, connections=1) for dialect in DIALECTS
+            Group(dialect, [keys[dialect]], dialect, "normal", 2, NORMAL_PER_S, connections=1) for dialect in DIALECTS
         ]
 
     def _rage(self, storm: Storm) -> Told:

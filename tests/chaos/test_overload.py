@@ -21,6 +21,11 @@ FAIR_PHASE_S, FAIR_PART = 1.0, 0.95
 NEARLY_ALL = 0.96
 
 
+def neighbours(world: World, seed: str, weakened_by: str = "") -> FairnessRounds:
+    """Few of them."""
+    return FairnessRounds(world, seed, weakened_by=weakened_by, accepted_part=FAIR_PART, normal=6, keys=100)
+
+
 def test_ten_times_too_much_is_refused_and_memory_stays_bounded(world: World, seed: str) -> None:
     with OverloadRounds(world, seed) as rounds:
         report = rounds.round(0, phase_s=PHASE_S, backlog=BACKLOG)
@@ -37,7 +42,7 @@ def test_without_a_memory_budget_the_backlog_is_in_memory(world: World, seed: st
 
 
 def test_who_sends_little_is_not_refused_for_who_sends_much_or_poison_or_giants(world: World, seed: str) -> None:
-    with FairnessRounds(world, seed, accepted_part=FAIR_PART) as rounds:
+    with neighbours(world, seed) as rounds:
         report = rounds.round(0, phase_s=FAIR_PHASE_S)
     assert report.acked > 0
     assert rounds.tally.clean, rounds.tally.summary()
@@ -51,7 +56,7 @@ def test_without_shares_who_sends_little_is_refused_too(
     world: World, seed: str, weakened_by: str, filled: float
 ) -> None:
     """The positive controls. Only without shares can one project fill nearly all of the spool."""
-    with FairnessRounds(world, seed, weakened_by=weakened_by, accepted_part=FAIR_PART) as rounds:
+    with neighbours(world, seed, weakened_by) as rounds:
         report = rounds.round(0, phase_s=FAIR_PHASE_S, filled=filled)
     assert report.clean, report
     assert any("of those who send little" in finding for finding in rounds.tally.findings), rounds.tally.summary()

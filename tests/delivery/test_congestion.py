@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from gateway.delivery.congestion import INTERVAL_S, TARGET_S, Congestion
@@ -26,34 +28,51 @@ def refusals(congestion: Congestion, clock: Clock, seconds: float, a_second: int
     count = 0
     for _ in range(round(seconds * a_second)):
         clock.now += 1 / a_second
-        count += congestion.refuses()
+        count += congestion.refuses("p")
     return count
 
 
 def test_a_burst_that_is_gone_soon_is_nothing() -> None:
     clock = Clock()
     congestion = Congestion(clock)
-    congestion.enter(clock.now)
+    congestion.enter(clock.now, "p", 10)
     assert refusals(congestion, clock, TARGET_S + INTERVAL_S - 0.01) == 0
-    congestion.leave()
-    congestion.enter(clock.now)
+    congestion.leave("p", 10)
+    congestion.enter(clock.now, "p", 10)
     clock.now += 0.01
-    congestion.leave()
+    congestion.leave("p", 10)
     assert refusals(congestion, clock, 5.0) == 0
 
 
 def test_refusals_grow_while_rows_wait_and_end_when_they_do_not() -> None:
     clock = Clock()
     congestion = Congestion(clock)
-    congestion.enter(clock.now)
+    congestion.enter(clock.now, "p", 10)
     assert refusals(congestion, clock, TARGET_S + INTERVAL_S + 0.01) == 1
     first, second, third = (refusals(congestion, clock, 2.0) for _ in range(3))
     assert 2 < first < second < third
-    congestion.leave()
-    congestion.enter(clock.now)
+    congestion.leave("p", 10)
+    congestion.enter(clock.now, "p", 10)
     clock.now += 0.001
-    congestion.leave()
+    congestion.leave("p", 10)
     assert refusals(congestion, clock, 5.0) == 0
+
+
+def test_who_makes_the_others_wait_is_refused_and_nobody_else() -> None:
+    clock = Clock()
+    congestion = Congestion(clock)
+    for project_id, data_bytes in (("much", 500), ("small", 10), ("more", 300)):
+        congestion.enter(clock.now, project_id, data_bytes)
+    refused: Counter[str] = Counter()
+    for _ in range(3_000):
+        clock.now += 0.001
+        for project_id in ("small", "new", "more", "much"):
+            refused[project_id] += congestion.refuses(project_id)
+    assert refused["small"] == refused["new"] == 0
+    assert refused["more"] > 2, "it has more than a third of what waits"
+    congestion.leave("much", 500)
+    congestion.leave("small", 10)
+    assert [congestion.refuses("much"), congestion.refuses("small")] == [False, False]
 
 
 async def test_a_disk_that_stands_is_felt_at_the_door_by_those_who_come_back(open_rig: OpenRig) -> None:
