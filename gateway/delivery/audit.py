@@ -121,10 +121,13 @@ class Audit:
         """From now on what is stored in this table can be counted."""
         self._tables[table.name] = table
 
-    def stored(self, table: str, blocks: Sequence[Block], dead: Sequence[int] = ()) -> None:
-        """ClickHouse has acknowledged these blocks now; of a single one all rows but ``dead``, in order."""
+    def stored(self, table: str, blocks: Sequence[Block], dead: Sequence[int] = (), at: float | None = None) -> None:
+        """ClickHouse has acknowledged these blocks, now or ``at``; of a single one all rows but ``dead``, in order."""
         found = ((*_member(block), block.rows - len(dead)) for block in blocks if block.place is not None)
-        self._remember(Stored(self._clock(), table, array("Q", chain.from_iterable(found)), dead))
+        batch = Stored(self._clock() if at is None else at, table, array("Q", chain.from_iterable(found)), dead)
+        self._remember(batch)
+        if self._keep_s and batch.frames and self._started is not None and batch.at < self._started[1]:
+            self._suspects[batch] = set(batch.frames[::3])  # It has started anew meanwhile.
 
     def found(self, table: str, at: float, frames: array[int], *, letters: bool) -> None:
         """What earlier lives stored then. ``letters``: of each frame some rows are dead letters."""

@@ -335,8 +335,8 @@ class Delivery:
         )
         self._cut_soon()
 
-    def _stored(self, table: Table, blocks: Sequence[Block], dead: Sequence[int]) -> None:
-        self._audit.stored(table.name, blocks, dead)
+    def _stored(self, table: Table, blocks: Sequence[Block], dead: Sequence[int], at: float) -> None:
+        self._audit.stored(table.name, blocks, dead, at)
         self._wake.set()
 
     def _lost_there(self, block: Block) -> None:

@@ -61,7 +61,7 @@ class Flusher:
         wall: Callable[[], float],
         random: Callable[[], float],
         letters: DeadLetters,
-        on_stored: Callable[[Table, Sequence[Block], Sequence[int]], None],
+        on_stored: Callable[[Table, Sequence[Block], Sequence[int], float], None],
     ) -> None:
         self._ring = ring
         self._spool = spool
@@ -87,6 +87,7 @@ class Flusher:
             frames,
             letters,
             refused_rows_max=settings.refused_rows_max,
+            clock=clock,
             wall=wall,
             deliver=self._settle,
             attempt=self._attempt,
@@ -470,7 +471,7 @@ class Flusher:
         for block in blocks:
             block.promise.reach(Durability.STORED)
         self._settled(batch, blocks)
-        self._on_stored(batch.table, blocks, ())
+        self._on_stored(batch.table, blocks, (), self._clock())
 
     def _are_taken(self, queue: Queue) -> None:
         """The table takes rows now."""
@@ -482,7 +483,7 @@ class Flusher:
         for waiting in (*queue.waiting, *queue.aside):
             waiting.due = 0.0
 
-    def _is_buried(self, batch: Batch, block: Block, dead: Sequence[int]) -> None:
+    def _is_buried(self, batch: Batch, block: Block, dead: Sequence[int], counted_at: float) -> None:
         """A block of a batch is settled: the rows ``dead`` are dead letters, the others are in the table."""
         if not dead:
             self._are_stored(batch, [block])
@@ -492,7 +493,7 @@ class Flusher:
         self._spool.skip(table, [block], rows=block.rows - len(dead))
         self._metrics.rows_dead_lettered.add(len(dead), table)
         self._settled(batch, [block], dead=len(dead))
-        self._on_stored(batch.table, [block], dead)
+        self._on_stored(batch.table, [block], dead, counted_at)
 
     def _settled(self, batch: Batch, blocks: list[Block], *, dead: int = 0) -> None:
         """Nothing is left to do for these blocks of a batch; all of their rows but ``dead`` are in the table."""

@@ -8,7 +8,8 @@
 By frame a try is a batch of its own, with a token and a SEAL of its own, and everything that holds for
 batches holds for it. By row a try inserts those rows of one run that are not there, under a token and a
 SEAL as well, and then asks which rows of the frame are there. A frame is settled when each of its rows is
-stored or in a dead letter. After a crash the search begins again with what is not settled, and by what
+stored or in a dead letter, which is asked once more at the end: a search may take hours, and a server that dies
+meanwhile may lose what it took. After a crash the search begins again with what is not settled, and by what
 is there: nothing needs to be remembered of it but the SEALs (``seals.py``).
 
 Tries are at most 2 log2 n + 2 for each bad row of n. One batch of a shard is searched at a time, so poison
@@ -72,7 +73,7 @@ class Isolator:
 
     ``deliver`` sends a batch until it is known to be stored. ``attempt`` counts what it awaits as an insert.
     ``taken`` is told when a table takes rows, ``stored`` that blocks of a batch are there, ``buried`` which
-    rows of one are not, but in dead letters.
+    rows of one are not, but in dead letters; the others were there at the clock that it is told.
     """
 
     def __init__(
@@ -83,18 +84,20 @@ class Isolator:
         letters: DeadLetters,
         *,
         refused_rows_max: int,
+        clock: Callable[[], float],
         wall: Callable[[], float],
         deliver: Callable[[Batch], Awaitable[None]],
         attempt: Callable[[Table, Awaitable[None]], Awaitable[None]],
         taken: Callable[[Queue], None],
         stored: Callable[[Batch, list[Block]], None],
-        buried: Callable[[Batch, Block, Sequence[int]], None],
+        buried: Callable[[Batch, Block, Sequence[int], float], None],
     ) -> None:
         self._clickhouse = clickhouse
         self._spool = spool
         self._frames = frames
         self._letters = letters
         self._refused_rows_max = refused_rows_max
+        self._clock = clock
         self._wall = wall
         self._deliver = deliver
         self._attempt = attempt
@@ -111,17 +114,21 @@ class Isolator:
             if run is None:
                 break
             await self._try_frames(queue, batch, isolation, search, run)
-        while isolation.guilty:
-            block, reason = isolation.guilty[0]
-            hunt = isolation.hunt = isolation.hunt or await self._begin(queue, batch, block, reason)
-            while (run := hunt.search.next()) is not None:
-                await self._try_rows(queue, batch, isolation, hunt, run)
-            isolation.found.append((block, hunt))
-            isolation.guilty.popleft()
-            isolation.hunt = None
-        while isolation.found:
-            await self._bury(batch, *isolation.found[0])
-            isolation.found.popleft()
+        while isolation.guilty or isolation.found:
+            if isolation.guilty:
+                block, reason = isolation.guilty[0]
+                hunt = isolation.hunt = isolation.hunt or await self._begin(queue, batch, block, reason)
+                while (run := hunt.search.next()) is not None:
+                    await self._try_rows(queue, batch, isolation, hunt, run)
+                isolation.found.append((block, hunt))
+                isolation.guilty.popleft()
+                isolation.hunt = None
+            else:
+                block, hunt = isolation.found[0]
+                if not await self._bury(batch, block, hunt):
+                    isolation.guilty.append((block, None))
+                    isolation.hunt = hunt
+                isolation.found.popleft()
 
     # By frame ---------------------------------------------------------------------------------------
 
@@ -221,10 +228,7 @@ class Isolator:
         hunt.token = ""
         if refusal is None:
             if not stored.issuperset(rows):  # The server knows the token, and has lost the rows.
-                hunt.repairs += 1
-                if hunt.repairs >= REPAIRS_MAX:
-                    hunt.repairs = 0
-                    raise Poison(NOT_KEPT)
+                self._repaired(hunt)
                 return
             hunt.search.taken()
             self._took(queue, isolation)
@@ -236,6 +240,13 @@ class Isolator:
             queue.refused_rows += 1
             self._look(queue, isolation, refusal)
 
+    def _repaired(self, hunt: Hunt) -> None:
+        """Once more rows that were taken are not there. Raises Poison when that is the table's way."""
+        hunt.repairs += 1
+        if hunt.repairs >= REPAIRS_MAX:
+            hunt.repairs = 0
+            raise Poison(NOT_KEPT)
+
     async def _seal(self, batch: Batch, token: str, block: Block) -> None:
         if block.place is None:
             return
@@ -244,11 +255,14 @@ class Isolator:
         except OSError as error:
             raise Busy(f"the spool cannot be written ({error.strerror})") from error
 
-    async def _bury(self, batch: Batch, block: Block, hunt: Hunt) -> None:
-        """Write down the dead letters of a frame, and only then be done with it."""
+    async def _bury(self, batch: Batch, block: Block, hunt: Hunt) -> bool:
+        """Write down the dead letters of a frame, and only then be done with it; false when others are gone again."""
         letters: list[Letter] = []
+        counted_at = self._clock()
         if hunt.broken:
             letters = [letter_of_block(block, hunt.broken, self._wall())]
+        elif await self._is_gone_again(batch, block, hunt):
+            return False
         numbers = sorted(hunt.bad)
         for start in range(0, len(numbers), _ROWS_PER_READ):
             some = numbers[start : start + _ROWS_PER_READ]
@@ -259,7 +273,17 @@ class Isolator:
             ]
         if letters:
             await self._change(self._letters.write, block.table, block.frame, letters)
-        self._buried(batch, block, range(block.rows) if hunt.broken else numbers)
+        self._buried(batch, block, range(block.rows) if hunt.broken else numbers, counted_at)
+        return True
+
+    async def _is_gone_again(self, batch: Batch, block: Block, hunt: Hunt) -> bool:
+        """Whether rows that were taken are not there any more; then they are what is searched now."""
+        stored = await self._clickhouse.stored_rows(batch.table, block.frame)
+        gone = [row for row in range(block.rows) if row not in stored and row not in hunt.bad]
+        if gone:
+            hunt.rows, hunt.search = gone, Search(len(gone), refused=False)
+            self._repaired(hunt)
+        return bool(gone)
 
     async def _change(self, change: Callable[..., None], *arguments: object) -> None:
         """Change the dead letters in a thread. Raises a DeliveryError when that cannot be done now."""

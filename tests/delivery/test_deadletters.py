@@ -397,6 +397,24 @@ async def test_dead_letters_have_a_budget_and_what_is_over_it_waits(
         rig.check_counters()
 
 
+async def test_rows_that_are_lost_before_the_letters_beside_them_are_written_are_inserted_again(
+    open_rig: OpenRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A search may wait for hours, and nobody else looks after what it has stored."""
+    async with open_rig(dead_letter_bytes_max=1) as rig:
+        await narrow(rig)
+        send(rig, range(100), DEAD)
+        await until(lambda: "no room for dead letters" in caplog.text, "the alarm")
+        await until_it(lambda: stores(rig, 98), "good rows are stored all the same")
+        await rig.run(
+            f"ALTER TABLE `{rig.direct.database}`.things DELETE WHERE Number >= 50 SETTINGS mutations_sync = 1"
+        )
+        rig.delivery._letters._bytes_max = 1 << 20
+        await rig.flush()
+        assert (await rig.stored(), buried(rig)) == (STORED, DEAD)
+        rig.check_counters()
+
+
 async def test_a_table_that_no_row_fits_is_parked_and_fills_no_dead_letters(
     open_rig: OpenRig, caplog: pytest.LogCaptureFixture
 ) -> None:
