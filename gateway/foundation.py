@@ -30,6 +30,7 @@ from gateway.tenants.postgres import ControlStore
 logger = logging.getLogger(__name__)
 
 _TABLES_S_MAX = _STORE_S_MAX = 1.0
+_UPTIME_S_MAX = 2.0
 _TABLES_POLL_S = 2.0
 
 
@@ -79,6 +80,17 @@ class Foundation:
             clickhouse=replace(config.clickhouse, url=self._engines.clickhouse_url),
             postgres=replace(config.postgres, dsn=self._engines.postgres_dsn),
         )
+
+    async def clickhouse_uptime_s(self) -> float | None:
+        """How long ClickHouse has been running, in whole seconds, over a new connection; None: it does not say now."""
+        # Where something else answers in its place, the answer may be anything.
+        with suppress(DeliveryError, TimeoutError, LookupError, ValueError):
+            async with (
+                asyncio.timeout(_UPTIME_S_MAX),
+                clickhouse_client(self._config, self.clickhouse_url) as clickhouse,
+            ):
+                return await clickhouse.uptime_s()
+        return None
 
     async def _prepare_store(self) -> dict[str, Any] | None:
         """The control store's tables; on a first start of our own Postgres also the demo project."""

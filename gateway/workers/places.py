@@ -95,10 +95,10 @@ class Place:
             self._note_end(life)
         return [life.last for life in lives]
 
-    async def roll(self, patience_s: float) -> int | None:
+    async def roll(self, patience_s: float) -> tuple[int, bool] | None:
         """Replaces the worker: the new one accepts before the old one stops.
 
-        Returns the old one's slot when rows were left in it, or may have been.
+        Returns the old one's slot, and whether rows wait in it, or may; None when nobody was there.
         Raises WorkerFailed when the new one cannot start; then the old one stays.
         """
         async with self._turn:
@@ -111,7 +111,7 @@ class Place:
         await old.stop(patient=True, within_s=patience_s)
         self._note_end(old)
         self._leaving = None
-        return old.slot if old.last is None or old.last.waiting else None
+        return old.slot, old.last is None or old.last.waiting > 0
 
     async def ask(self, what: str, kind: Any) -> Any:
         """What its worker says. Raises TimeoutError, ConnectionError."""

@@ -42,6 +42,7 @@ from gateway.http.server import AdminServer
 from gateway.metrics import Family, SupervisorMetrics, exposed
 from gateway.tenants.rates import shared_buckets
 from gateway.workers.channel import Ended, Orders
+from gateway.workers.left import LeftSlots
 from gateway.workers.lives import Life, WorkerFailed
 from gateway.workers.places import Place
 from gateway.workers.shells import Shells, allow_open_files
@@ -64,7 +65,9 @@ class Supervisor(Collector):
     ``shells``: what is to become workers, begun before.
     """
 
-    def __init__(self, config: Config, shells: Shells | None = None) -> None:
+    def __init__(
+        self, config: Config, shells: Shells | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.config = config
         self.directory = DataDir(config.data_path)
         self.metrics = SupervisorMetrics()
@@ -77,9 +80,11 @@ class Supervisor(Collector):
         self._parts = AsyncExitStack()
         self._places = [Place(number, self._begin, self._count_death) for number in range(config.workers)]
         self._shells = shells or Shells()
+        self._clock = clock
         self._starting_slots: set[int] = set()
         self.owed_slots: set[int] = set()
         """Where rows may lie that no worker knows of: left by one that was replaced, or killed with its supervisor."""
+        self._left_slots = LeftSlots()
         self._bound: list[Bound] = []
         self._buckets = self._claims = -1
         self._counted: dict[str, list[Family]] = {}
@@ -162,9 +167,29 @@ class Supervisor(Collector):
                 logger.error("worker %d is not replaced: %s", place.number, error)  # noqa: TRY400 - the text says it all
                 return False
             if left is not None:
-                self.owed_slots.add(left)
+                slot, holds_rows = left
+                if holds_rows:
+                    self.owed_slots.add(slot)
+                else:
+                    self._left_slots.leave(slot, self._clock(), self.config.delivery.audit_ms / 1000)
             logger.info("worker %d is replaced", place.number)
         return True
+
+    @property
+    def has_slots_of_nobody(self) -> bool:
+        """Whether ``look_after_slots`` has something to do."""
+        return bool(self.owed_slots or self._left_slots)
+
+    async def look_after_slots(self) -> None:
+        """Has slots taken over where rows lie, or of which ClickHouse may have lost rows it had acknowledged."""
+        if self._left_slots:
+            asked_at = self._clock()
+            uptime_s = await self._foundation.clickhouse_uptime_s()
+            if uptime_s is not None and (lost := self._left_slots.judge(asked_at, uptime_s)):
+                logger.warning("ClickHouse has started anew since a worker was replaced: what that stored is counted")
+                self.owed_slots |= lost
+        if self.owed_slots:
+            await self.take_over()
 
     async def take_over(self) -> None:
         """Replaces a worker, if one has caught up, so that the new one takes over what lies in slots of nobody."""
@@ -245,6 +270,7 @@ class Supervisor(Collector):
             if not self._is_stopping and not self._not_ready:
                 self._shells.prepare()
         self.owed_slots.difference_update(slots)
+        self._left_slots.forget(slots)
         return life
 
     def _slots(self, number: int, wanted: int | None) -> list[int]:
@@ -328,11 +354,11 @@ async def _roll_when_asked(
     await asyncio.wait({starting})
     while True:
         try:
-            async with asyncio.timeout(_TAKE_OVER_S if supervisor.owed_slots else None):
+            async with asyncio.timeout(_TAKE_OVER_S if supervisor.has_slots_of_nobody else None):
                 await asked.wait()
         except TimeoutError:
             with suppress(OSError):  # no file may be free at the moment; it is tried again
-                await supervisor.take_over()
+                await supervisor.look_after_slots()
             continue
         asked.clear()
         try:

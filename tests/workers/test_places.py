@@ -140,12 +140,23 @@ async def test_one_that_hangs_is_killed_and_followed(caplog: pytest.LogCaptureFi
 async def test_one_that_is_replaced_keeps_its_slot_until_it_has_ended_and_is_no_death() -> None:
     rig = Rig()
     await rig.place.start()
-    await rig.place.roll(1)
+    assert await rig.place.roll(1) == (0, False), "nothing waits there"
     await rig.until(lambda: rig.place.slots == {1})
     assert ([life.slot for life in rig.lives], rig.deaths, rig.slept) == ([0, 1], 0, [])
     rig.lives[1].end(0)
     families, _ = await rig.place.families()
     assert families == counted(5), "what it counted is counted on"
+
+
+@pytest.mark.parametrize("last", [None, Ended(0, 7, [])], ids=["killed", "with rows waiting"])
+async def test_of_one_that_is_replaced_it_is_known_that_rows_may_wait(last: Ended | None) -> None:
+    rig = Rig()
+    await rig.place.start()
+    rig.turns = 20
+    rolling = asyncio.create_task(rig.place.roll(1))
+    await rig.until(lambda: rig.begins == 2)
+    rig.lives[0].end(-9, last)
+    assert await rolling == (0, True)
 
 
 async def test_one_that_ends_by_itself_while_it_is_replaced_is_counted_once() -> None:

@@ -280,6 +280,29 @@ def test_fewer_workers_store_what_more_of_them_have_left(new_gateway: NewGateway
     assert_stored_once(second, load)
 
 
+def test_what_clickhouse_loses_of_a_worker_that_was_replaced_is_counted_and_inserted_again(
+    new_gateway: NewGateway,
+) -> None:
+    gateway = several(new_gateway, 1)
+    with Load(gateway) as load:
+        pass
+    poll(lambda: gateway.metric("weir_rows_buffered") == 0, within_s=20, what="everything is stored")
+    before = set(gateway.workers())
+    os.kill(gateway.pid, signal.SIGUSR2)
+    poll(lambda: "worker 0 is replaced" in gateway.log(), within_s=60, what="the worker is new")
+    assert slots_with_segments(gateway) == {"slot-00"}, "the new one knows nothing of it"
+    after = set(gateway.workers())
+    assert not before & after
+    # As a machine's death may have it.
+    gateway.execute("TRUNCATE TABLE otel_logs")
+    [clickhouse] = [pid for pid, called in gateway.descendants().items() if "clickhouse_server" in called]
+    os.kill(clickhouse, signal.SIGKILL)
+    poll(lambda: gateway.metric("weir_clickhouse_restarts_total") == 1, within_s=20, what="ClickHouse is back")
+    assert gateway.count() == 0, "the control: they were lost"
+    assert_stored_once(gateway, load)
+    poll(lambda: not after & set(gateway.workers()), within_s=20, what="the one that counted it has taken over")
+
+
 def test_what_a_replaced_worker_could_not_store_is_taken_over(new_gateway: NewGateway) -> None:
     port = free_port()
     first = new_gateway("first").start()
