@@ -5,7 +5,8 @@ So what was stored is remembered, and kept in the spool, until the same server h
 later; while it is away all of that stays. When it turns out to have started anew, all of it is counted by frames once
 more. Blocks that are gone go back to the spool and from there the usual way; a block with dead letters is searched for
 them once more, and its letters are taken back. Of blocks that are there in part the rest is inserted at once, without
-those rows that became dead letters; where an earlier life stored it, when nothing of that can be under way any more.
+those rows that became dead letters. Who does so after us, in another life, has the same tokens: of what we have sent
+then and is still under way the server takes nothing twice.
 
 We may die with it, being on the same machine. So each DONE in the spool says when it was, and a time before which all
 that was done is safe. What a start finds behind that is remembered like the rest, and counted where the server has
@@ -21,12 +22,12 @@ import logging
 import math
 from array import array
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from operator import attrgetter
 
-from gateway.delivery.answers import Ambiguous, Busy, DeliveryError, Operator, Poison
+from gateway.delivery.answers import Ambiguous, Busy, DeliveryError, Poison
 from gateway.delivery.block import Block
 from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.segments import Member
@@ -41,8 +42,6 @@ CLOCKS_DRIFT = 0.001
 """By how much the server's clock may go faster or slower than ours."""
 WALL_CLOCKS_DIFFER_S = 60.0
 """What an earlier life did may be so much older than it seems."""
-UNDER_WAY_S = 60.0
-"""How long what a process has sent may go on in the server after the process has ended: as long as we wait for it."""
 LOOK_S_MIN = 0.05
 UNKNOWN_LOOKS_MAX = 720
 """An hour of them: what was stored in a table that nobody has named by then is kept only where there is room."""
@@ -51,6 +50,7 @@ HURRIED_S = 40.0
 FRAMES_MAX = 2_000_000
 """So many are remembered, at 24 bytes; beyond, the oldest are let go."""
 FRAMES_PER_COUNT = 250
+FRAMES_PER_READ = 16
 ROUNDS_MAX = 8
 """Of inserting again what is missing; then it is not for having been lost."""
 
@@ -60,10 +60,10 @@ class Stored:
     """A batch that ClickHouse acknowledged ``at`` some clock.
 
     ``frames``: the segment, number and rows there of each, one behind the other. ``dead``: the numbers of its only
-    frame's rows that are dead letters; None where each has some, and nobody remembers which. ``tokens``: of inserts
-    of the rest of a frame, by its number and the first row, that nobody knows the outcome of. ``earlier``: it was in
-    an earlier life, whose clock is known by the time of the day alone. ``looks``: how often it was to be counted, and
-    its table was not known.
+    frame's rows that are dead letters; None where each has some, and nobody remembers which. ``rests``: how often
+    the rest of a frame was inserted, by its number and the first row. ``earlier``: it was in an earlier life, whose
+    clock is known by the time of the day alone. ``looks``: how often it was to be counted, and its table was not known.
+    ``kept``: it is remembered.
     """
 
     at: float
@@ -72,7 +72,8 @@ class Stored:
     dead: Sequence[int] | None = ()
     earlier: bool = False
     looks: int = 0
-    tokens: dict[tuple[int, int], str] = field(default_factory=dict)
+    kept: bool = False
+    rests: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property
     def rows(self) -> dict[Member, int]:
@@ -86,7 +87,11 @@ class Stored:
 
 
 class Audit:
-    """``read`` gives blocks as the spool has them; ``again`` is given those that ClickHouse lost whole."""
+    """``read`` gives blocks as the spool has them; ``again`` is given those that ClickHouse lost whole.
+
+    ``has_room``: whether there is memory for some more of them. ``under_way_s``: how long what an earlier life has sent
+    may go on in the server.
+    """
 
     def __init__(
         self,
@@ -94,14 +99,15 @@ class Audit:
         *,
         read: Callable[[Iterable[Member]], Awaitable[list[Block]]],
         again: Callable[[Block], None],
-        token: Callable[[], str],
+        has_room: Callable[[], bool],
         keep_s: float,
+        under_way_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._clickhouse = clickhouse
         self._read = read
         self._again = again
-        self._token = token
+        self._has_room = has_room
         self._keep_s = keep_s
         self._clock = clock
         self._stored: deque[Stored] = deque()
@@ -109,7 +115,9 @@ class Audit:
         self._suspects: dict[Stored, set[int]] = {}
         self._mended: dict[Stored, tuple[float, set[int]]] = {}
         self._began = clock()
-        self._looked = self._met = 0.0
+        self._under_way_s = under_way_s
+        self._looked = 0.0
+        self._met = -math.inf
         self._started: tuple[float, float] | None = None
         self._seen = -math.inf
         self._mute_since = math.inf
@@ -123,18 +131,19 @@ class Audit:
 
     def stored(self, table: str, blocks: Sequence[Block], dead: Sequence[int] = (), at: float | None = None) -> None:
         """ClickHouse has acknowledged these blocks, now or ``at``; of a single one all rows but ``dead``, in order."""
-        found = ((*_member(block), block.rows - len(dead)) for block in blocks if block.place is not None)
-        batch = Stored(self._clock() if at is None else at, table, array("Q", chain.from_iterable(found)), dead)
-        self._remember(batch)
-        if self._keep_s and batch.frames and self._started is not None and batch.at < self._started[1]:
-            self._suspects[batch] = set(batch.frames[::3])  # It has started anew meanwhile.
+        found = ((*block.member, block.rows - len(dead)) for block in blocks if block.place is not None)
+        stored_at = self._clock() if at is None else at
+        for frames in _cut(array("Q", chain.from_iterable(found))):
+            batch = Stored(stored_at, table, frames, dead)
+            self._remember(batch)
+            if batch.kept and self._started is not None and stored_at < self._started[1]:
+                self._suspects[batch] = set(frames[::3])  # It has started anew meanwhile.
 
     def found(self, table: str, at: float, frames: array[int], *, letters: bool) -> None:
         """What earlier lives stored then. ``letters``: of each frame some rows are dead letters."""
         if at > self._clock():  # The time of the day was put back: nobody knows when it was.
             at = -math.inf
-        for start in range(0, len(frames), 3 * FRAMES_PER_COUNT):
-            some = frames[start : start + 3 * FRAMES_PER_COUNT]
+        for some in _cut(frames):
             self._remember(Stored(at, table, some, None if letters else (), earlier=True))
 
     def found_all(self) -> None:
@@ -158,15 +167,18 @@ class Audit:
         batches = (*self._suspects, *self._mended)
         return min([self.safe(), *(batch.at for batch in batches)]) - WALL_CLOCKS_DIFFER_S
 
-    def needed(self, *, hurry: bool = False) -> set[int]:
-        """The segments that hold what is still to be counted, or was inserted again and may be lost once more.
+    def give_up(self) -> None:
+        """Forget what was stored in a table that is gone for long: with it stays all that came later.
 
-        ``hurry``: there is little room, and all that came later stays with each of them; so what was stored in a
-        table that is gone for long is given up. Anything else can be mended, and waits for that.
+        Only for want of room. Anything else that cannot be counted can be mended, and waits for that.
         """
-        for batch in [batch for batch in self._suspects if hurry and batch.looks > UNKNOWN_LOOKS_MAX]:
+        for batch in [batch for batch in self._suspects if batch.looks > UNKNOWN_LOOKS_MAX]:
             log.error("%s: there is no such table any more; what ClickHouse has of it is not counted", batch.table)
             del self._suspects[batch]
+
+    @property
+    def needed(self) -> set[int]:
+        """The segments that hold what is still to be counted, or was inserted again and may be lost once more."""
         return set[int]().union(*self._suspects.values(), *(segments for _, segments in self._mended.values()))
 
     async def run(self) -> None:
@@ -174,17 +186,25 @@ class Audit:
         while True:
             try:
                 await self.look()
+            except (Busy, Ambiguous) as error:
+                log.debug("it is not counted yet what ClickHouse has: %s", error)
             except DeliveryError as error:
-                is_news = str(error) != self._said and not isinstance(error, Busy | Ambiguous)
-                level, self._said = logging.WARNING if is_news else logging.DEBUG, str(error)
-                log.log(level, "ClickHouse cannot be asked what it has: %s", error)
+                self._say(f"ClickHouse cannot be asked what it has: {error}")
             except OSError as error:
-                log.error("what ClickHouse has lost cannot be read from the spool now: %s", error.strerror)  # noqa: TRY400
+                self._say(f"what ClickHouse has lost cannot be read from the spool now: {error.strerror}")
             except Exception:  # A fault of ours must not end the watch.
                 log.exception("the audit stumbled and goes on")
+            else:
+                self._said = ""
             await asyncio.sleep(
                 min(LOOK_S, max(LOOK_S_MIN, self._keep_s / LOOKS_A_KEEPING)) if self._keep_s else LOOK_S
             )
+
+    def _say(self, trouble: str) -> None:
+        """The same trouble is said once."""
+        if trouble != self._said:
+            log.error("%s", trouble)
+        self._said = trouble
 
     async def look(self) -> None:
         """Ask whether the server started anew, and if so, count.
@@ -200,8 +220,8 @@ class Audit:
         self._looked = before
         is_older = self._started is not None and latest < self._started[0] - drift
         if is_older and before - self._met <= self._keep_s:
-            pass  # It is another one, of several, and says nothing of the one that has the rows.
-        elif self._started is not None and not is_older and earliest <= self._started[1] + drift:
+            return  # It is another one, of several, and says nothing of the one that has the rows.
+        if self._started is not None and not is_older and earliest <= self._started[1] + drift:
             self._started = self._started[0] - drift, min(latest, self._started[1] + drift)
             self._see(before)
         else:
@@ -232,7 +252,7 @@ class Audit:
             else:
                 del self._suspects[batch]
                 if batch.earlier and batch.frames:  # Who found it before us may have inserted some again just now.
-                    self._mended[batch] = self._clock(), set(batch.frames[::3])
+                    self._keep(batch)
                 continue
             self._suspects[batch] = self._suspects.pop(batch)  # The next look begins with others.
         for first in failed.values():
@@ -252,8 +272,9 @@ class Audit:
         return uptime_s
 
     def _remember(self, batch: Stored) -> None:
-        if not self._keep_s or not batch.frames:
+        if not self._keep_s:
             return
+        batch.kept = True
         self._stored.append(batch)
         self._frames += len(batch.frames) // 3
         while self._frames > FRAMES_MAX:
@@ -261,9 +282,10 @@ class Audit:
 
     def _see(self, at: float) -> None:
         """The server runs: what was stored for long enough is on its disk."""
+        self._met = at
         if not self._knows_all:
             return
-        self._seen = self._met = at
+        self._seen = at
         while self._stored and self._stored[0].at < self._seen - self._keep_s:
             self._let_go()
         for batch, (mended_at, _) in list(self._mended.items()):
@@ -271,7 +293,9 @@ class Audit:
                 del self._mended[batch]
 
     def _let_go(self) -> None:
-        self._frames -= len(self._stored.popleft().frames) // 3
+        batch = self._stored.popleft()
+        batch.kept = False
+        self._frames -= len(batch.frames) // 3
 
     def _suspect(self, until: float) -> None:
         """What was stored until then the server may have lost."""
@@ -287,49 +311,53 @@ class Audit:
             lost = await self._lost(batch)
             if not lost:
                 return
-            blocks = await self._read(lost)
-            log.error(
-                "%s: ClickHouse lost rows of %d blocks it had acknowledged; those of %d are inserted again",
-                batch.table,
-                len(lost),
-                len(blocks),
-            )
-            found = {_member(block): block for block in blocks}
-            rest = {} if batch.dead is None else {member: found[member] for member in found if lost[member]}
-            waits = batch.earlier and self._clock() < self._began + UNDER_WAY_S
-            # These go the usual way, or are not in the spool any more.
-            gone = {member for member in lost.keys() - rest.keys() if not (waits and lost[member])}
-            self._drop(batch, gone)
-            for member in gone & found.keys():
-                found[member].suspect = batch.dead is None or bool(batch.dead)  # A replay may store those meanwhile.
-                self._again(found[member])
-            if waits and any(lost.values()):
-                raise Operator("who found it before may be inserting the rest of it")
-            for member, block in rest.items():
-                self._mended[batch] = self._clock(), set(batch.frames[::3])
-                try:
-                    await self._insert_rest(batch, batch.dead or (), block)
-                except Poison:  # The table takes some of it no more: that is searched for, as it is elsewhere.
-                    block.suspect = True
-                    self._again(block)
-                    self._drop(batch, {member})
-            if not rest:
-                return
+            if batch.dead is None and any(lost.values()) and self._clock() < self._began + self._under_way_s:
+                raise Busy("who knew which rows are dead letters may be inserting the rest of it")
+            log.error("%s: ClickHouse lost rows of %d blocks that it had acknowledged", batch.table, len(lost))
+            members = list(lost)
+            for start in range(0, len(members), FRAMES_PER_READ):
+                if not self._has_room():
+                    raise Busy("what ClickHouse has lost waits for room in memory")
+                await self._mend(batch, {member: lost[member] for member in members[start : start + FRAMES_PER_READ]})
         log.error("%s: it does not keep rows that are inserted again; does its TTL delete them?", batch.table)
+
+    async def _mend(self, batch: Stored, lost: Mapping[Member, int]) -> None:
+        """Have frames of which so many rows are there inserted again."""
+        found = {block.member: block for block in await self._read(lost)}
+        if len(found) < len(lost):
+            log.error("%s: %d of these blocks are not in the spool any more", batch.table, len(lost) - len(found))
+        rest = {} if batch.dead is None else {member: block for member, block in found.items() if lost[member]}
+        self._drop(batch, lost.keys() - rest.keys())
+        for block in (block for member, block in found.items() if member not in rest):
+            block.suspect = batch.dead is None or bool(batch.dead)  # A replay may store those meanwhile.
+            self._again(block)
+        for member, block in rest.items():
+            self._keep(batch)
+            try:
+                await self._insert_rest(batch, block)
+            except Poison:  # The table takes some of it no more: that is searched for, as it is elsewhere.
+                block.suspect = True
+                self._again(block)
+                self._drop(batch, {member})
+            self._keep(batch)
+
+    def _keep(self, batch: Stored) -> None:
+        """Some of it was inserted again just now, and may be lost once more."""
+        self._mended[batch] = self._clock(), set(batch.frames[::3])
 
     def _drop(self, batch: Stored, members: Set[Member]) -> None:
         """They are looked after elsewhere; the batch itself may be let go already."""
         batch.drop(members)
-        self._frames -= len(members) * (batch in self._stored)
+        self._frames -= len(members) * batch.kept
 
-    async def _insert_rest(self, batch: Stored, dead: Sequence[int], block: Block) -> None:
+    async def _insert_rest(self, batch: Stored, block: Block) -> None:
         """Insert what is missing of a block."""
-        for run in _between(dead, block.rows):
-            # Nobody knows what became of an attempt before, so it is the same one until there is an answer.
-            token = batch.tokens.setdefault((block.frame, run[0]), self._token())
-            table = self._tables[batch.table]
-            await self._clickhouse.insert_absent(table, block.data, frame=block.frame, token=token, rows=run)
-            del batch.tokens[block.frame, run[0]]
+        table, frame = self._tables[batch.table], block.frame
+        for run in _between(batch.dead or (), block.rows):
+            times = batch.rests.get((frame, run[0]), 0)
+            token = f"{frame:016x}-rest-{run[0]}-{run[1]}-{times}"
+            await self._clickhouse.insert_absent(table, block.data, frame=frame, token=token, rows=run)
+            batch.rests[frame, run[0]] = times + 1
 
     async def _lost(self, batch: Stored) -> dict[Member, int]:
         """The frames of which rows are missing, and how many are there."""
@@ -346,12 +374,14 @@ class Audit:
         return {member: there.get(member[1], 0) for member, rows in stored.items() if there.get(member[1], 0) < rows}
 
 
+def _cut(frames: array[int]) -> Iterator[array[int]]:
+    """As many at a time as are counted at once."""
+    for start in range(0, len(frames), 3 * FRAMES_PER_COUNT):
+        yield frames[start : start + 3 * FRAMES_PER_COUNT]
+
+
 def _between(dead: Sequence[int], rows: int) -> Iterator[tuple[int, int]]:
     """The first and the last of the rows of each run without a dead one."""
     for before, after in pairwise((-1, *dead, rows)):
         if before + 1 < after:
             yield before + 1, after - 1
-
-
-def _member(block: Block) -> Member:
-    return block.on_disk.segment, block.frame

@@ -12,8 +12,8 @@ from gateway.delivery.seals import Run
 from gateway.delivery.search import Search
 from gateway.schema import Table
 
-PATIENCE_DOUBLED_MAX = 3
-"""A batch that the server took too long for is given twice the time with each try, up to 2 to the power of this."""
+PATIENCE_MAX = 8.0
+"""A batch that the server took too long for is given twice the time with each try, up to so many times the usual."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,8 +38,8 @@ class Batch:
     clean OK came, or no attempt can still come through; from here on frames are counted. ``run``: it is
     those of a run of rows of one frame that are not there. ``poison``: the server refused these very rows; from then on
     ``isolation`` is how far the search for the guilty ones got. ``unsure_until``: an earlier life sealed it, and
-    its rows may have been inserted under another token: what said so is damaged perhaps, or it is a copy of what was
-    stored once. The clock when nothing of that life is under way any more; until then it holds nothing up.
+    its rows may have been inserted under another token: what said so is damaged perhaps, or it was
+    stored once before. The clock when nothing of that life is under way any more; until then it holds nothing up.
     """
 
     table: Table
@@ -79,7 +79,7 @@ class Batch:
     @property
     def patience(self) -> float:
         """How many times the usual time it is given: what takes too long for that would be cut off for ever."""
-        return 2.0 ** min(self.timeouts, PATIENCE_DOUBLED_MAX)
+        return min(PATIENCE_MAX, 2.0 ** min(self.timeouts, 30))
 
     def drop(self, blocks: list[Block]) -> None:
         """These blocks are settled; the others are what is left of the batch."""

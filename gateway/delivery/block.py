@@ -161,6 +161,11 @@ class Block:
         return self.place
 
     @property
+    def member(self) -> tuple[int, int]:
+        """Its segment and its number, as a SEAL, DONE or SKIP names it."""
+        return self.on_disk.segment, self.frame
+
+    @property
     def is_promised(self) -> bool:
         """Whether its rows are as safe as their senders wanted, so that they cannot be taken back."""
         return self.promise.kept or self.promise.reached >= self.durability

@@ -136,7 +136,7 @@ class ClickHouse:
         self.url = url.rstrip("/") + "/"
         self.database = database
         self._account = {"user": user, "password": password}
-        self._insert_timeout_s = insert_timeout_s
+        self.insert_timeout_s = insert_timeout_s
         self._query_timeout_s = query_timeout_s
         self._session: aiohttp.ClientSession | None = None
 
@@ -280,7 +280,7 @@ class ClickHouse:
         self, text: str, after: str, blocks: Sequence[bytes], settings: Mapping[str, str], patience: float = 1.0
     ) -> int | None:
         """Send a statement with its data behind it, and what follows the data."""
-        exchange = self._exchange({**_INSERT_SETTINGS, **settings}, patience * self._insert_timeout_s)
+        exchange = self._exchange({**_INSERT_SETTINGS, **settings}, patience * self.insert_timeout_s)
         await self._speak(exchange, self.database).insert_file(text, _body(blocks, after.encode()))
         return exchange.written_rows
 

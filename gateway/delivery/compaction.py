@@ -114,6 +114,7 @@ class Compaction:
                     rows=frame.rows,
                     at_ms=frame.at_ms,
                     origin=segment.name.id,
+                    suspect=frame.suspect,
                 )
             )
         for outcome in await asyncio.gather(*waiting, return_exceptions=True):

@@ -26,6 +26,7 @@ from functools import partial
 
 from gateway._native import Columns
 from gateway.delivery.audit import Audit
+from gateway.delivery.batch import PATIENCE_MAX
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.congestion import Congestion
@@ -126,7 +127,8 @@ class Delivery:
             clickhouse,
             read=self._spool.read,
             again=self._lost_there,
-            token=frames.token,
+            has_room=self._has_room,
+            under_way_s=PATIENCE_MAX * clickhouse.insert_timeout_s,
             keep_s=settings.audit_ms / 1000,
             clock=clock,
         )
@@ -397,7 +399,9 @@ class Delivery:
             self._tell()
             try:
                 audit, hurry = self._audit, self._room.is_crowded
-                self._spool.sweep(audit.safe(hurry=hurry), needed=audit.needed(hurry=hurry), counted=audit.counted)
+                if hurry:
+                    audit.give_up()
+                self._spool.sweep(audit.safe(hurry=hurry), needed=audit.needed, counted=audit.counted)
                 self._room.look()
                 for table in list(self._stocks):
                     await self._resume(table)
@@ -444,6 +448,10 @@ class Delivery:
                     self._flushers[shard].take(block)
             if not blocks:
                 return
+
+    def _has_room(self) -> bool:
+        """Whether blocks that come from disk may be held."""
+        return all(ring.held_bytes < ring.bytes_max * LOADED_PART for ring in self._rings)
 
     def _wanted_bytes(self, table: str) -> int:
         """How much of a table should be read from disk now: none of it may keep senders out while it waits."""

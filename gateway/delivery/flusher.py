@@ -26,8 +26,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.delivery.answers import CUT_SHORT, MEMORY_LIMIT, Ambiguous, Busy, DeliveryError, Operator, Poison, TimedOut
-from gateway.delivery.audit import UNDER_WAY_S
-from gateway.delivery.batch import Batch, Isolation, Queue, Repair
+from gateway.delivery.batch import PATIENCE_MAX, Batch, Isolation, Queue, Repair
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ALL_ROWS, ClickHouse
 from gateway.delivery.deadletter import DeadLetters
@@ -118,7 +117,7 @@ class Flusher:
         batch = Batch.of(table, sealed.token, blocks)
         batch.sealed = batch.doubtful = True
         if batch.answered:  # Its blocks are suspect: it may have gone under another token.
-            batch.unsure_until = self._clock() + UNDER_WAY_S
+            batch.unsure_until = self._clock() + PATIENCE_MAX * self._clickhouse.insert_timeout_s
         batch.answered = False  # Only the same token shows what became of it.
         batch.run = sealed.run
         queue = self._queues[table.name]

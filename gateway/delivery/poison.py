@@ -35,6 +35,7 @@ from gateway.delivery.answers import (
     DeliveryError,
     Operator,
     Poison,
+    TimedOut,
 )
 from gateway.delivery.batch import Batch, Hunt, Isolation, Queue
 from gateway.delivery.block import Block
@@ -157,6 +158,7 @@ class Isolator:
             await self._attempt(batch.table, self._deliver(piece))
         except DeliveryError as error:
             piece.doubtful |= isinstance(error, Ambiguous)
+            piece.timeouts += isinstance(error, TimedOut)
             piece.suspicions += error.code in CUT_SHORT
             if not _is_refusal(error, piece.suspicions):
                 raise

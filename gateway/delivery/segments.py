@@ -8,13 +8,14 @@ by its name. Ordinals only say which is older.
     header    0 magic "WEIRSPL\\n" | 8 version u32 | 12 zero u32 | 16 id u64 | 24 milliseconds since 1970 u64
               | 32 bytes it was made with u64 | 40 zeros | 60 CRC32C of the 60 before    (64 bytes)
     frame     0 magic | 4 CRC of the head | 8 CRC of the payload | 12 payload bytes u32
-              | 16 type u8 | 17 table bytes u8 | 18 project bytes u8 | 19 flag u8 | 20 rows u32
+              | 16 type u8 | 17 table bytes u8 | 18 project bytes u8 | 19 flags u8 | 20 rows u32
               | 24 number u64 | 32 milliseconds since 1970 u64 | 40 origin u64            (48 bytes)
-              | table | project | where flag is 1: how many keys u32 | payload | keys
+              | table | project | where flags have 1: how many keys u32 | payload | keys
               | zeros up to a multiple of 8
     DATA      one block of one table, compressed: the very bytes an insert sends. ``number`` is the
               block's frame number. With an ``origin`` it is a copy and takes the place of the frame of
-              that number in the segment of that id. Its keys are 32 bytes each: whose rows they are, of the
+              that number in the segment of that id. Where its flags have 2, some of its rows may be stored
+              already: it is counted before it is inserted. Its keys are 32 bytes each: whose rows they are, of the
               requests that said so (``idempotency.py``).
     SEAL      a batch: token bytes u8 | token | (segment id u64, frame number u64) of each of its blocks
     DONE      the same without token (0): ClickHouse has these frames since then. ``number`` is a time too, in
@@ -24,8 +25,8 @@ by its name. Ordinals only say which is older.
               is dead letters in part ClickHouse has ``rows``. With the token "void" they
               were never promised: their senders were told so, and their keys stand for nothing.
 
-Version 1 is the same without keys. Before the header said how large a file was made, it said 0, and so did the
-times of SEAL, DONE and SKIP, which then nobody audits after a start.
+Version 1 is the same without keys, version 2 without the flag 2. Before the header said how large a file was made, it
+said 0, and so did the times of SEAL, DONE and SKIP, which then nobody audits after a start.
 
 A file that is smaller than it was made was cut behind its last frame when it was left, or ``ROOM_BYTES`` behind
 that at a start after a crash: more zeros at its end are damage. In one that is as large, they are room.
@@ -62,8 +63,8 @@ from pathlib import Path
 
 from gateway._native import crc32c
 
-VERSION = 2
-VERSIONS_READ = (1, 2)
+VERSION = 3
+VERSIONS_READ = (1, 2, 3)
 MAGIC = b"WEIRSPL\n"
 FRAME_MAGIC = b"\xf5WF\n"
 HEADER_BYTES = 64
@@ -72,6 +73,7 @@ ALIGNMENT = 8
 NAME_BYTES_MAX = 255
 KEY_BYTES = 32
 VOID = "void"
+_HAS_KEYS, _IS_SUSPECT = 1, 2
 
 _HEADER = struct.Struct("<8sI4xQQQ20x")
 _HEAD = struct.Struct("<4sIIIBBBBIQQQ")
@@ -132,6 +134,7 @@ class Frame:
     rows: int
     at_ms: int
     origin: int
+    suspect: bool
     payload_crc: int
     payload_at: int
     payload_bytes: int
@@ -195,6 +198,7 @@ def framed(
     rows: int = 0,
     at_ms: int = 0,
     origin: int = 0,
+    suspect: bool = False,
     keys: bytes = b"",
 ) -> tuple[bytes, bytes]:
     """What stands before ``payload`` in a frame at ``offset``, and what behind it."""
@@ -206,7 +210,7 @@ def framed(
         kind,
         len(table_bytes),
         len(project_bytes),
-        bool(keys),
+        (_HAS_KEYS if keys else 0) | (_IS_SUSPECT if suspect else 0),
         rows,
         number,
         at_ms,
@@ -305,14 +309,15 @@ class SegmentReader:
         start = self._read(offset, HEAD_BYTES + 2 * NAME_BYTES_MAX + _KEYS.size)
         if len(start) < HEAD_BYTES or not start.startswith(FRAME_MAGIC):
             return None
-        _, crc, payload_crc, payload_bytes, kind, table_bytes, project_bytes, flag, rows, number, at_ms, origin = (
+        _, crc, payload_crc, payload_bytes, kind, table_bytes, project_bytes, flags, rows, number, at_ms, origin = (
             _HEAD.unpack_from(start)
         )
+        has_keys = flags & _HAS_KEYS
         names_end = HEAD_BYTES + table_bytes + project_bytes
-        head_bytes = names_end + (_KEYS.size if flag else 0)
+        head_bytes = names_end + (_KEYS.size if has_keys else 0)
         if len(start) < head_bytes or crc32c(start[8:head_bytes], self.name.seed(offset)) != crc:
             return None
-        keys_bytes = KEY_BYTES * _KEYS.unpack_from(start, names_end)[0] if flag else 0
+        keys_bytes = KEY_BYTES * _KEYS.unpack_from(start, names_end)[0] if has_keys else 0
         whole_bytes = head_bytes + payload_bytes + keys_bytes
         whole_bytes += -whole_bytes % ALIGNMENT
         if offset + whole_bytes > self.end or kind not in Kind.__members__.values():
@@ -331,6 +336,7 @@ class SegmentReader:
             rows,
             at_ms,
             origin,
+            bool(flags & _IS_SUSPECT),
             payload_crc,
             offset + head_bytes,
             payload_bytes,

@@ -25,7 +25,7 @@ Opening reads names alone. Old segments are walked by their heads in the backgro
 payloads are checked as they are loaded, so a long backlog delays nobody. The room that a crash has left in a
 segment is given back. Damage is copied to ``quarantine/``, counted, said, and stepped over; only what it hit is lost.
 It may have hit a SEAL or a DONE: so where any was found, frames of earlier lives are counted in ClickHouse before
-they are inserted; copies always are, for what they are of may have been stored once.
+they are inserted.
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ import errno
 import logging
 import math
 import time
-from array import array
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.compaction import Compaction
@@ -61,26 +60,13 @@ from gateway.delivery.segments import (
     found_segments,
     listed,
 )
-from gateway.delivery.walk import Walk, trim, walk_segments
+from gateway.delivery.walk import Backlog, Walk, trim, walk_segments
 from gateway.delivery.writer import Entry, Left, Opened, Writer
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = 1.0
 """Until what is only for our own use, and could not be written, is tried again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """What earlier lives left: rows per (project, table), and in how many frames.
-
-    ``done``: what ClickHouse acknowledged and may lose yet, by table, clock, and whether dead letters were made of
-    some rows: the segment, number and rows there of each frame, one behind the other.
-    """
-
-    rows: dict[tuple[str, str], int]
-    frames: int
-    done: dict[tuple[str, float, bool], array[int]]
 
 
 class Spool:
@@ -127,6 +113,7 @@ class Spool:
         self._found = found_segments(directory)
         self._old = frozenset(name.id for name, _ in self._found)
         self._is_suspect = False
+        self._looked_to = 0, HEADER_BYTES
         for name, path in self._found:
             size = path.stat().st_size
             self.ledger.segments[name.id] = Segment(name, path, size, size, closed=True)
@@ -269,6 +256,7 @@ class Spool:
                 rows=block.rows,
                 at_ms=int(self._wall() * 1000),
                 origin=origin,
+                suspect=block.suspect,
                 keys=block.keys,
                 synced=block.durability >= Durability.DISK or origin != 0,
                 written=partial(block.promise.reach, Durability.OS),
@@ -297,7 +285,7 @@ class Spool:
 
     async def seal(self, table: str, token: str, blocks: Sequence[Block]) -> None:
         """Return when the batch is sealed on disk. Raises OSError when it could not be."""
-        await self._seal(Sealed(table, token, tuple(_member(block) for block in blocks)))
+        await self._seal(Sealed(table, token, tuple(block.member for block in blocks)))
 
     def done(self, table: str, blocks: Sequence[Block]) -> None:
         """ClickHouse has these blocks; they are not held any more."""
@@ -461,8 +449,8 @@ class Spool:
         for block in on_disk:
             self.ledger.held.pop(block.frame, None)
             self.ledger.settle(block.on_disk, block.frame, block.project_id)
-            members += self.ledger.places(*_member(block))
-            self._compaction.settled(*_member(block), kind, rows)
+            members += self.ledger.places(*block.member)
+            self._compaction.settled(*block.member, kind, rows)
             self.ledger.ghosts.pop(block.frame, None)
         self.ledger.unseal(block.frame for block in on_disk)
         if members:
@@ -570,12 +558,19 @@ class Spool:
             self._key_files.keep_of(segment)
 
     def _load_these(self, segment: Segment, wanted: set[int]) -> list[tuple[Block, bool]]:
+        """Looks on from where it found the last: who wants some wants those behind them next."""
+        loaded: list[tuple[Block, bool]] = []
+        segment_id, start = self._looked_to
+        start = start if segment_id == segment.name.id else HEADER_BYTES
         with SegmentReader(segment.path, segment.name, segment.end) as reader:
-            return [
-                self._block(reader, found)
-                for found in reader.frames()
-                if isinstance(found, Frame) and found.kind == Kind.DATA and found.number in wanted
-            ]
+            for found in chain(reader.frames(start), reader.frames()):
+                if isinstance(found, Frame) and found.kind == Kind.DATA and found.number in wanted:
+                    loaded.append(self._block(reader, found))
+                    self._looked_to = segment.name.id, found.place.offset + found.place.bytes
+                    wanted.remove(found.number)
+                if not wanted:
+                    break
+        return loaded
 
     def _block(self, reader: SegmentReader, frame: Frame) -> tuple[Block, bool]:
         payload = reader.payload(frame)
@@ -590,11 +585,6 @@ class Spool:
             payload or b"",
             self._clock() - age_s,
             place=frame.place,
-            # Of what is a copy some may be stored: who revived it knew, and may be dead.
-            suspect=frame.origin != 0 or (self._is_suspect and frame.place.segment in self._old),
+            suspect=frame.suspect or (self._is_suspect and frame.place.segment in self._old),
         )
         return block, payload is None
-
-
-def _member(block: Block) -> Member:
-    return block.on_disk.segment, block.frame

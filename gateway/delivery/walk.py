@@ -10,7 +10,7 @@ import logging
 import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gateway.delivery.disk import Disk
@@ -38,6 +38,19 @@ DONE_MAX = 500_000
 """Of the frames that were done last, so many are remembered, for the audit."""
 DoneOf = tuple[str, int, bool]
 """A table, a second since 1970, and whether dead letters were made of some rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What earlier lives left: rows per (project, table), and in how many frames.
+
+    ``done``: what ClickHouse acknowledged and may lose yet, by table, clock, and whether dead letters were made of
+    some rows: the segment, number and rows there of each frame, one behind the other.
+    """
+
+    rows: dict[tuple[str, str], int]
+    frames: int
+    done: dict[tuple[str, float, bool], array[int]]
 
 
 def walk_segments(
@@ -90,6 +103,7 @@ def trim(segments: Sequence[tuple[SegmentName, Path]], written: Mapping[int, int
 
 def _walk_one(reader: SegmentReader, walk: Walk, quarantine: Quarantine) -> None:
     segment = reader.name.id
+    walk.enter(segment)
     if fault := reader.header_fault():
         log.error("spool: %s: %s; going by its name", reader.name.file, fault)
         quarantine.take(reader, Place(segment, 0, HEADER_BYTES))
@@ -168,6 +182,11 @@ class Walk:
         self._done_at: dict[int, tuple[int, int]] = {}
         self.done_count = 0
         self._safe_ms: dict[int, int] = {}
+
+    def enter(self, segment: int) -> None:
+        """What comes now is of this segment. What another slot said is not of it: it was in this one's care then."""
+        slot = segment >> SEQUENCE_BITS + EPOCH_BITS
+        self._safe_ms = {each: self._safe_ms.get(each, 0) for each in (slot, self._slot)}
 
     def copied(self, frame: Frame) -> None:
         """A DATA frame. Where there is a newer copy of it, that takes its place, and what speaks of it means that."""

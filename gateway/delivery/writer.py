@@ -68,6 +68,7 @@ class Entry:
     rows: int = 0
     at_ms: int = 0
     origin: int = 0
+    suspect: bool = False
     keys: bytes = b""
     synced: bool = True
     written: Callable[[], None] | None = None
@@ -249,6 +250,7 @@ class Writer:
                 rows=entry.rows,
                 at_ms=entry.at_ms,
                 origin=entry.origin,
+                suspect=entry.suspect,
                 keys=entry.keys,
             )
             buffers += (head, entry.payload + tail if tail else entry.payload)

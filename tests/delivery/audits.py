@@ -31,10 +31,19 @@ def audit_of(
     read: Callable[[Iterable[Member]], Awaitable[list[Block]]] = stored_blocks,
     again: Callable[[Block], None],
     keep_s: float,
+    has_room: Callable[[], bool] = lambda: True,
     tables: Iterable[str] = ("things",),
 ) -> Audit:
     """An audit that knows these tables."""
-    audit = Audit(cast("ClickHouse", server), read=read, again=again, token=str, keep_s=keep_s, clock=clock)
+    audit = Audit(
+        cast("ClickHouse", server),
+        read=read,
+        again=again,
+        has_room=has_room,
+        keep_s=keep_s,
+        under_way_s=60.0,
+        clock=clock,
+    )
     for name in tables:
         audit.add_table(things(name))
     return audit

@@ -29,6 +29,7 @@ class Spec:
     at_ms: int = 0
     origin: int = 0
     keys: bytes = b""
+    suspect: bool = False
 
 
 GOLDEN_1 = (
@@ -41,13 +42,19 @@ GOLDEN_1 = (
     Spec(Kind.DATA, b"a copy of an older one", 9, "otel_logs", "p", 1, 1_790_000_000_456, origin=(1 << 64) - 6),
 )
 """Every kind, and the smallest and largest of what is in a head, as of version 1."""
-GOLDEN = (
+GOLDEN_2 = (
     *GOLDEN_1,
     Spec(Kind.DATA, b"of one request", 10, "otel_logs", "p", 1, 1_790_000_000_789, keys=bytes(range(32))),
     Spec(Kind.DATA, b"of many", 11, "otel_logs", "p", 300, 1_790_000_000_790, keys=bytes(range(240)) * 40),
     Spec(Kind.SKIP, listed([(NAME.id, 10)], "void"), table="otel_logs"),
 )
 """The same with what version 2 adds: keys, and frames that were never promised."""
+GOLDEN = (
+    *GOLDEN_2,
+    Spec(Kind.DATA, b"stored once, perhaps", 12, "otel_logs", "p", 1, 1_790_000_000_791, origin=6, suspect=True),
+    Spec(Kind.DATA, b"the same", 13, "otel_logs", "p", 1, 1_790_000_000_791, 6, keys=bytes(32), suspect=True),
+)
+"""The same with what version 3 adds: frames that are counted before they are inserted."""
 GOLDEN_ROOM_BYTES = 64
 """Zeros behind the last frame."""
 
@@ -66,6 +73,7 @@ def frame_bytes(spec: Spec, offset: int, name: SegmentName = NAME) -> bytes:
         at_ms=spec.at_ms,
         origin=spec.origin,
         keys=spec.keys,
+        suspect=spec.suspect,
     )
     return head + spec.payload + tail
 

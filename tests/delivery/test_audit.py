@@ -155,7 +155,7 @@ async def test_one_table_s_trouble_holds_up_no_other() -> None:
     server.started = 990.0
     with pytest.raises(Operator):
         await audit.look()
-    assert (again, audit.needed()) == ([2], {1})
+    assert (again, audit.needed) == ([2], {1})
 
 
 def refused(block: Block) -> None:

@@ -38,7 +38,8 @@ async def test_a_block_that_was_done_and_is_written_again_is_found_after_a_kill(
     numbers_after.close()
 
 
-async def test_rows_that_wait_in_one_file_do_not_keep_all_later_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suspect", [False, True])
+async def test_rows_that_wait_in_one_file_do_not_keep_all_later_ones(tmp_path: Path, suspect: bool) -> None:
     """Much of the first is left, and each of the others speaks of the one before it."""
     numbers, spool = opened(tmp_path / "a")
     spool.start()
@@ -46,7 +47,7 @@ async def test_rows_that_wait_in_one_file_do_not_keep_all_later_ones(tmp_path: P
     kept: list[Block] = []
 
     async def append(size: int) -> Block:
-        block = Block("things", "p", numbers.next(), 1, bytes(size), 0.0, durability=Durability.DISK)
+        block = Block("things", "p", numbers.next(), 1, bytes(size), 0.0, durability=Durability.DISK, suspect=suspect)
         spool.append(block, kept.append, refused)
         await until(lambda: block in kept, "it is kept")
         return block
@@ -67,7 +68,8 @@ async def test_rows_that_wait_in_one_file_do_not_keep_all_later_ones(tmp_path: P
     numbers_after, after = opened(killed(tmp_path / "a", tmp_path / "b"))
     backlog, _ = await after.recover()
     assert backlog.frames == 1
-    assert [block.frame for block in await after.load("things", 1 << 20)] == [waits.frame]
+    (copy,) = await after.load("things", 1 << 20)
+    assert (copy.frame, copy.suspect) == (waits.frame, suspect), "a copy goes under the token of its SEAL as before"
     numbers.close()
     numbers_after.close()
 

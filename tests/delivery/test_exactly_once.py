@@ -97,7 +97,7 @@ async def test_with_the_same_time_for_each_it_would_be_sent_for_ever(
     open_rig: OpenRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The positive control: all twenty slow answers are waited for in vain."""
-    monkeypatch.setattr("gateway.delivery.batch.PATIENCE_DOUBLED_MAX", 0)
+    monkeypatch.setattr("gateway.delivery.batch.PATIENCE_MAX", 1.0)
     async with open_rig(insert_timeout_s=0.1) as rig:
         rig.proxy.plan.extend([Fault("slow", delay_s=0.5)] * 20)
         rig.send(range(100))

@@ -34,9 +34,19 @@ from gateway.delivery.segments import (
     members_of,
     segment_name,
 )
-from tests.delivery.segment_files import AT_MS, GOLDEN, GOLDEN_1, GOLDEN_ROOM_BYTES, NAME, Spec, frame_bytes, segment
+from tests.delivery.segment_files import (
+    AT_MS,
+    GOLDEN,
+    GOLDEN_1,
+    GOLDEN_2,
+    GOLDEN_ROOM_BYTES,
+    NAME,
+    Spec,
+    frame_bytes,
+    segment,
+)
 
-GOLDEN_FILES = {version: Path(__file__).parent / "golden" / f"version-{version}" / NAME.file for version in (1, 2)}
+GOLDEN_FILES = {version: Path(__file__).parent / "golden" / f"version-{version}" / NAME.file for version in (1, 2, 3)}
 MIB = 1 << 20
 
 
@@ -60,6 +70,8 @@ specs = st.builds(
     st.integers(0, (1 << 32) - 1),
     numbers,
     numbers,
+    st.just(b""),
+    st.booleans(),
 )
 thorough = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -89,7 +101,16 @@ def read(directory: Path, image: bytes, name: SegmentName = NAME) -> tuple[list[
 
 def spec_of(frame: Frame, payload: bytes, keys: bytes = b"") -> Spec:
     return Spec(
-        frame.kind, payload, frame.number, frame.table, frame.project_id, frame.rows, frame.at_ms, frame.origin, keys
+        frame.kind,
+        payload,
+        frame.number,
+        frame.table,
+        frame.project_id,
+        frame.rows,
+        frame.at_ms,
+        frame.origin,
+        keys,
+        frame.suspect,
     )
 
 
@@ -162,8 +183,8 @@ def test_a_header_s_fault_is_said_in_words() -> None:
         return start + struct.pack("<I", crc32c(start))
 
     assert header_fault(NAME, signed(b"WEIRSPY\n" + good[8:60])) == "it is not a segment of a spool"
-    with pytest.raises(ForeignSegment, match="version 3"):
-        header_fault(NAME, signed(good[:8] + b"\3" + good[9:60]))
+    with pytest.raises(ForeignSegment, match="version 4"):
+        header_fault(NAME, signed(good[:8] + b"\4" + good[9:60]))
     assert header_fault(NAME, signed(good[:8] + b"\1" + good[9:60])) == ""
     assert header_fault(replace(NAME, id=8), good) == "it is another segment under this name"
     assert header_fault(replace(NAME, ordinal=8), good) == "", "it may be moved to another directory"
@@ -177,13 +198,14 @@ def test_a_header_s_fault_is_said_in_words() -> None:
     [
         (1, "8fe524ed1d6d6b7c97cf73111314005e642a4387b2251fec3baf086866ae28e8"),
         (2, "a01a45fd9be5dce839951f82fdc9a1fab683530ac68a19fd70c596e92606657a"),
+        (3, "8a1fffbdb0a89defe5651f816cd0c4a449e08da7ff9317dcb4242cd17f740c92"),
     ],
 )
 def test_the_golden_segments_are_those_that_were_released(version: int, digest: str) -> None:
     assert hashlib.sha256(GOLDEN_FILES[version].read_bytes()).hexdigest() == digest
 
 
-@pytest.mark.parametrize(("version", "golden"), [(1, GOLDEN_1), (2, GOLDEN)])
+@pytest.mark.parametrize(("version", "golden"), [(1, GOLDEN_1), (2, GOLDEN_2), (3, GOLDEN)])
 def test_the_golden_segments_are_read_for_ever(version: int, golden: tuple[Spec, ...]) -> None:
     with SegmentReader(GOLDEN_FILES[version], NAME) as opened:
         assert opened.header_fault() == ""
@@ -196,9 +218,9 @@ def test_the_golden_segments_are_read_for_ever(version: int, golden: tuple[Spec,
 
 
 def test_the_golden_segment_s_bytes_are_where_the_format_says() -> None:
-    image = GOLDEN_FILES[2].read_bytes()
+    image = GOLDEN_FILES[3].read_bytes()
     assert image[:8] == b"WEIRSPL\n"
-    assert struct.unpack_from("<IIQQ", image, 8) == (2, 0, 0x00C0_FFEE_1234_5678, 1_790_000_000_789)
+    assert struct.unpack_from("<IIQQ", image, 8) == (3, 0, 0x00C0_FFEE_1234_5678, 1_790_000_000_789)
     assert image[32:60] == bytes(28)
     assert struct.unpack_from("<I", image, 60)[0] == crc32c(image[:60])
     seed = crc32c(struct.pack("<QQ", 0x00C0_FFEE_1234_5678, 64))
@@ -211,8 +233,8 @@ def test_the_golden_segment_s_bytes_are_where_the_format_says() -> None:
     assert image[168:172] == b"\xf5WF\n"
 
 
-def test_version_2_is_still_written_as_it_was() -> None:
-    assert segment(GOLDEN, room_bytes=GOLDEN_ROOM_BYTES)[0] == GOLDEN_FILES[2].read_bytes()
+def test_version_3_is_still_written_as_it_was() -> None:
+    assert segment(GOLDEN, room_bytes=GOLDEN_ROOM_BYTES)[0] == GOLDEN_FILES[3].read_bytes()
 
 
 def test_a_key_that_is_damaged_damages_its_frame(tmp_path: Path) -> None:

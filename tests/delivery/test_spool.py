@@ -268,7 +268,7 @@ async def test_where_a_part_is_there_the_rest_is_inserted_when_nothing_can_be_un
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under a new token, so a rest of the old one must not come after it."""
-    monkeypatch.setattr("gateway.delivery.flusher.UNDER_WAY_S", 1.0)
+    monkeypatch.setattr("gateway.delivery.flusher.PATIENCE_MAX", 0.1)  # of the 10 s that an insert has
     async with rig(engine, tmp_path / "a", plan=AWAY) as before:
         await kept(before, range(1_000))
         await until(lambda: bool(seals(before.frames.place)), "it is sealed")
@@ -349,7 +349,7 @@ async def test_a_segment_of_a_later_version_is_left_alone(engine: Engine, tmp_pa
     place = copy / "slot-00"
     strange = place / SegmentName(9, 9).file
     start = header(SegmentName(9, 9), 0)
-    start = start[:8] + b"\3" + start[9:60]
+    start = start[:8] + b"\xff" + start[9:60]
     strange.write_bytes(start + crc32c(start).to_bytes(4, "little") + b"whatever" * 100)
     whole = strange.read_bytes()
     async with rig(engine, copy) as after:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.delivery.frames import EPOCH_BITS, SEQUENCE_BITS
 from gateway.delivery.quarantine import Quarantine
 from gateway.delivery.segments import HEADER_BYTES, KEY_BYTES, Kind, Member, Place, SegmentName, header, listed
 from gateway.delivery.walk import Walk, walk_segments
@@ -75,6 +76,38 @@ def test_a_damaged_copy_takes_the_place_of_nothing(tmp_path: Path) -> None:
     walk = walked(tmp_path, (OLD, [data(7)]), (NEW, [data(7, OLD.id)]), damaged=place)
     assert walk.frames == {OLD.id: 1}
     assert walk.settled == {NEW.id: {7}}
+
+
+def slot_segment(slot: int, ordinal: int) -> SegmentName:
+    return SegmentName(ordinal, (slot << SEQUENCE_BITS + EPOCH_BITS) + ordinal)
+
+
+def done(*members: Member, at_ms: int, safe_ms: int = 0) -> Spec:
+    return Spec(Kind.DONE, listed(members), safe_ms, "things", at_ms=at_ms)
+
+
+@pytest.mark.parametrize(
+    ("slots", "looked_after"),
+    [((0, 0, 0), set()), ((1, 1, 1), set()), ((1, 1, 0), set()), ((1, 0, 1), {7}), ((1, 2, 1), {7}), ((1, 1, 2), {7})],
+    ids=["ours", "of one that was taken over", "ours over it", "in our care", "in another's care", "another's"],
+)
+def test_what_a_slot_says_to_be_safe_is_what_was_in_its_care(
+    tmp_path: Path, slots: tuple[int, int, int], looked_after: set[int]
+) -> None:
+    """The oldest of three segments has a frame that was done, the newest says when all was safe."""
+    first, second, third = (slot_segment(slot, at) for at, slot in enumerate(slots, 1))
+    walk = walked(
+        tmp_path,
+        (first, [data(7), done((first.id, 7), at_ms=1_000_000)]),
+        (second, [data(8)]),
+        (third, [done(at_ms=2_000_000, safe_ms=1_500_000)]),
+    )
+    assert {frame for frames in walk.done.values() for frame in frames[1::3]} == looked_after
+
+
+def test_what_was_done_behind_that_is_looked_after(tmp_path: Path) -> None:
+    walk = walked(tmp_path, (OLD, [data(7), done((OLD.id, 7), at_ms=2_000_000, safe_ms=1_500_000)]))
+    assert {(*of, *frames) for of, frames in walk.done.items()} == {("things", 2_000, False, OLD.id, 7, 3)}
 
 
 async def test_a_file_that_cannot_be_removed_keeps_those_that_speak_of_it(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from random import Random
 from typing import Any
 
 from gateway.delivery.answers import Ambiguous, Busy, Operator, Poison
+from gateway.delivery.batch import PATIENCE_MAX
 from gateway.delivery.clickhouse import ALL_ROWS, ClickHouse, Row, _uncompressed
 from gateway.schema import Table
 from tests.chaos.simulation.loop import Being, Loop
@@ -279,11 +280,15 @@ class Server:
         return chance > 0 and self._random.random() < chance
 
 
+UNDER_WAY_S = 60.0
+"""So long a client believes that what an earlier life has sent may go on."""
+
+
 class Client(ClickHouse):
     """A process's way to the server."""
 
     def __init__(self, server: Server, client: Being, note: Callable[[str], None]) -> None:
-        super().__init__("http://simulated")
+        super().__init__("http://simulated", insert_timeout_s=UNDER_WAY_S / PATIENCE_MAX)
         self._server = server
         self._process = client
         self._note = note

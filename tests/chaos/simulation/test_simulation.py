@@ -114,8 +114,8 @@ def test_without_a_count_after_doubt_rows_are_lost(monkeypatch: pytest.MonkeyPat
 def test_without_an_audit_of_frames_with_dead_letters_rows_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = Audit.stored
 
-    def of_whole_frames(audit: Audit, table: str, blocks: Sequence[Block], dead: Sequence[int] = ()) -> None:
-        stored(audit, table, [] if dead else blocks)
+    def of_whole_frames(audit: Audit, table: str, blocks: Sequence[Block], dead: Sequence[int], at: float) -> None:
+        stored(audit, table, [] if dead else blocks, (), at)
 
     monkeypatch.setattr(Audit, "stored", of_whole_frames)
     assert "is lost" in found()
@@ -147,10 +147,15 @@ def test_with_an_audit_that_forgets_while_the_server_is_away_rows_are_lost(monke
     assert "lost by the server" in found()
 
 
-def test_with_rests_that_are_inserted_while_another_life_s_are_under_way_rows_are_doubled(
+def test_with_rests_under_a_token_that_another_life_would_not_take_rows_are_doubled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.delivery.audit.UNDER_WAY_S", 0.0)
+    insert, count = Client.insert_absent, iter(range(1 << 30))
+
+    async def forgetful(client: Client, table: Table, block: bytes, *, token: str, **how: Any) -> None:
+        return await insert(client, table, block, token=f"{token}-{next(count)}" if "-rest-" in token else token, **how)
+
+    monkeypatch.setattr(Client, "insert_absent", forgetful)
     assert "stored twice" in found(where=lambda plan: plan.late and plan.late_slow and plan.late_kills)
 
 

@@ -21,7 +21,7 @@ import gateway.delivery.walk
 import gateway.delivery.writer
 from gateway.delivery import Delivery, Settings
 from gateway.delivery.adoption import adopt
-from gateway.delivery.audit import LOOK_S, UNDER_WAY_S
+from gateway.delivery.audit import LOOK_S
 from gateway.delivery.block import Durability, Receipt
 from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.frames import FrameNumbers, slot_place
@@ -33,7 +33,7 @@ from tests.chaos.simulation.disk import Cut, FakeDisk, Faults, Medium
 from tests.chaos.simulation.loop import Loop, Stuck
 from tests.chaos.simulation.oracle import Obligation, Oracle, Process, Violation, Word
 from tests.chaos.simulation.plan import TABLES, Plan, Request, plan
-from tests.chaos.simulation.server import Client, Network, Server, Stored
+from tests.chaos.simulation.server import UNDER_WAY_S, Client, Network, Server, Stored
 from tests.chaos.simulation.writer import TIME, SimulatedWriter
 from tests.delivery.things import numbered, things, write
 
