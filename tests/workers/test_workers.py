@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.workers.left import UNSEEN_S
 from tests.end_to_end.conftest import NewGateway
 from tests.end_to_end.gateway_process import GatewayProcess, command_line, free_port, name_of, poll
 from tests.workers.load import Load, assert_stored_once
@@ -287,6 +288,11 @@ def test_what_clickhouse_loses_of_a_worker_that_was_replaced_is_counted_and_inse
     with Load(gateway) as load:
         pass
     poll(lambda: gateway.metric("weir_rows_buffered") == 0, within_s=20, what="everything is stored")
+    poll(
+        lambda: gateway.query("SELECT uptime() AS seconds")[0]["seconds"] > UNSEEN_S + 1,
+        within_s=20,
+        what="the worker has seen ClickHouse run, so that not this start is what counts",
+    )
     before = set(gateway.workers())
     os.kill(gateway.pid, signal.SIGUSR2)
     poll(lambda: "worker 0 is replaced" in gateway.log(), within_s=60, what="the worker is new")
@@ -299,8 +305,9 @@ def test_what_clickhouse_loses_of_a_worker_that_was_replaced_is_counted_and_inse
     os.kill(clickhouse, signal.SIGKILL)
     poll(lambda: gateway.metric("weir_clickhouse_restarts_total") == 1, within_s=20, what="ClickHouse is back")
     assert gateway.count() == 0, "the control: they were lost"
-    assert_stored_once(gateway, load)
+    assert_stored_once(gateway, load, within_s=120)
     poll(lambda: not after & set(gateway.workers()), within_s=20, what="the one that counted it has taken over")
+    assert gateway.log().count("ClickHouse has started anew since a worker was replaced") == 1
 
 
 def test_what_a_replaced_worker_could_not_store_is_taken_over(new_gateway: NewGateway) -> None:
