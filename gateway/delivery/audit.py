@@ -243,6 +243,7 @@ class Audit:
             batch.looks = 0
             if batch.table in failed:
                 continue
+            self._suspects[batch] = self._suspects.pop(batch)  # Should it fail, the next look begins with others.
             try:
                 await self._check(batch)
             except DeliveryError as error:
@@ -253,8 +254,6 @@ class Audit:
                 del self._suspects[batch]
                 if batch.earlier and batch.frames:  # Who found it before us may have inserted some again just now.
                     self._keep(batch)
-                continue
-            self._suspects[batch] = self._suspects.pop(batch)  # The next look begins with others.
         for first in failed.values():
             raise first
 

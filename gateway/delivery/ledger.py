@@ -84,6 +84,11 @@ class Ledger:
         return sum(segment.bytes for segment in self.segments.values())
 
     @property
+    def open_bytes(self) -> int:
+        """What the segments take on disk that are not over."""
+        return sum(segment.bytes for segment in self.segments.values() if not segment.is_over)
+
+    @property
     def pinned_bytes(self) -> int:
         """What the segments with frames that are not settled take on disk."""
         return sum(

@@ -51,7 +51,8 @@ class Room:
         self._pinned_bytes = self._spool.ledger.pinned_bytes
         free = self._spool.free_bytes()
         if free is not None:
-            ours = self._spool.ledger.disk_bytes + free - self._settings.spool_free_bytes_min
+            # What is kept for the audit alone is nobody's room, until it is removed.
+            ours = self._spool.ledger.open_bytes + free - self._settings.spool_free_bytes_min
             self.bytes_max = max(0, min(self._settings.spool_bytes_max, ours))
         settled = self._spool.ledger.settled_bytes
         self._drain.add(settled - self._seen_bytes)
