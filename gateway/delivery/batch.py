@@ -6,14 +6,12 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from gateway.delivery.answers import DeliveryError
+from gateway.delivery.answers import Ambiguous, DeliveryError, TimedOut
 from gateway.delivery.block import Block
+from gateway.delivery.clickhouse import PATIENCE_MAX
 from gateway.delivery.seals import Run
 from gateway.delivery.search import Search
 from gateway.schema import Table
-
-PATIENCE_MAX = 8.0
-"""A batch that the server took too long for is given twice the time with each try, up to so many times the usual."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +34,8 @@ class Batch:
 
     ``sealed``: its SEAL is on disk. ``doubtful``: some attempt's outcome is not known. ``answered``: a
     clean OK came, or no attempt can still come through; from here on frames are counted. ``run``: it is
-    those of a run of rows of one frame that are not there. ``poison``: the server refused these very rows; from then on
+    those of a run of rows of one frame that are not there. ``loose_until``: the clock until which an attempt that was
+    not answered may still come through. ``poison``: the server refused these very rows; from then on
     ``isolation`` is how far the search for the guilty ones got. ``unsure_until``: an earlier life sealed it, and
     its rows may have been inserted under another token: what said so is damaged perhaps, or it was
     stored once before. The clock when nothing of that life is under way any more; until then it holds nothing up.
@@ -57,6 +56,7 @@ class Batch:
     isolation: Isolation | None = None
     attempts: int = 0
     timeouts: int = 0
+    loose_until: float = 0.0
     suspicions: int = 0
     repair: Repair | None = None
     repairs: int = 0
@@ -78,8 +78,16 @@ class Batch:
 
     @property
     def patience(self) -> float:
-        """How many times the usual time it is given: what takes too long for that would be cut off for ever."""
+        """How many times the usual time it is given, doubled each time: else it might be cut off for ever."""
         return min(PATIENCE_MAX, 2.0 ** min(self.timeouts, 30))
+
+    def note(self, error: DeliveryError, loose_until: float) -> None:
+        """What an error means whatever else it says; ``loose_until``: should the server not have answered."""
+        if isinstance(error, Ambiguous):
+            self.doubtful = True
+            self.timeouts += isinstance(error, TimedOut)
+            if not error.code:
+                self.loose_until = loose_until
 
     def drop(self, blocks: list[Block]) -> None:
         """These blocks are settled; the others are what is left of the batch."""
@@ -94,7 +102,8 @@ class Hunt:
     """The search for the guilty rows of one frame.
 
     ``rows``: the numbers of those that were absent when it began, which ``search`` counts. ``bad``: why each
-    guilty one was refused. ``token``: of the try under way, whose SEAL is on disk; ``doubtful``, as of a batch.
+    guilty one was refused. ``token``: of the try under way, whose SEAL is on disk; ``doubtful`` and ``loose_until``, as
+    of a batch.
     ``broken``: why the frame cannot even be decoded.
     """
 
@@ -103,6 +112,7 @@ class Hunt:
     bad: dict[int, DeliveryError] = field(default_factory=dict)
     token: str = ""
     doubtful: bool = False
+    loose_until: float = 0.0
     suspicions: int = 0
     repairs: int = 0
     broken: DeliveryError | None = None

@@ -38,6 +38,8 @@ _INSERT_SETTINGS = {
     "wait_end_of_query": "1",
 }
 ALL_ROWS = (0, (1 << 32) - 1)
+PATIENCE_MAX = 8.0
+"""How many times the usual time an insert is given at the most."""
 _LZ4 = 0x82
 _ANSWER_BYTES_MAX = 64 << 20
 _MISSING_FIX = "run `weir migrate`, or grant its user SELECT on system.columns"
@@ -139,6 +141,11 @@ class ClickHouse:
         self.insert_timeout_s = insert_timeout_s
         self._query_timeout_s = query_timeout_s
         self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def under_way_s(self) -> float:
+        """How long an insert that was not answered may go on in the server: as long as any is waited for."""
+        return PATIENCE_MAX * self.insert_timeout_s
 
     async def start(self) -> None:
         """Open the connection pool."""

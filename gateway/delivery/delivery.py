@@ -26,7 +26,6 @@ from functools import partial
 
 from gateway._native import Columns
 from gateway.delivery.audit import Audit
-from gateway.delivery.batch import PATIENCE_MAX
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.congestion import Congestion
@@ -128,7 +127,7 @@ class Delivery:
             read=self._spool.read,
             again=self._lost_there,
             has_room=self._has_room,
-            under_way_s=PATIENCE_MAX * clickhouse.insert_timeout_s,
+            under_way_s=clickhouse.under_way_s,
             keep_s=settings.audit_ms / 1000,
             clock=clock,
         )

@@ -25,13 +25,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from gateway.delivery.answers import CUT_SHORT, MEMORY_LIMIT, Ambiguous, Busy, DeliveryError, Operator, Poison, TimedOut
-from gateway.delivery.batch import PATIENCE_MAX, Batch, Isolation, Queue, Repair
+from gateway.delivery.answers import CUT_SHORT, MEMORY_LIMIT, Ambiguous, Busy, DeliveryError, Operator, Poison
+from gateway.delivery.batch import Batch, Isolation, Queue, Repair
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ALL_ROWS, ClickHouse
 from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.frames import FrameNumbers
-from gateway.delivery.poison import NOT_KEPT, REPAIRS_MAX, SUSPICIONS_MAX, Isolator, counted
+from gateway.delivery.poison import LOOSE, NOT_KEPT, REPAIRS_MAX, SUSPICIONS_MAX, Isolator, counted
 from gateway.delivery.progress import Progress
 from gateway.delivery.ring import Ring
 from gateway.delivery.seals import Sealed, by_row
@@ -117,8 +117,9 @@ class Flusher:
         batch = Batch.of(table, sealed.token, blocks)
         batch.sealed = batch.doubtful = True
         if batch.answered:  # Its blocks are suspect: it may have gone under another token.
-            batch.unsure_until = self._clock() + PATIENCE_MAX * self._clickhouse.insert_timeout_s
+            batch.unsure_until = self._clock() + self._clickhouse.under_way_s
         batch.answered = False  # Only the same token shows what became of it.
+        batch.loose_until = self._clock() + self._clickhouse.under_way_s
         batch.run = sealed.run
         queue = self._queues[table.name]
         if sealed.over:
@@ -416,6 +417,8 @@ class Flusher:
         batch.due = now + self._pause(batch, parked=isinstance(error, Operator | Poison))
         if batch.isolation is None:
             error = self._understood(batch, error)
+            if isinstance(error, Poison) and error.code and now < batch.loose_until:
+                error = Poison(f"{error}; {LOOSE}")
             if isinstance(error, Poison) and error.code:
                 batch.isolation = Isolation(error, refused=not batch.answered and batch.run is None)
                 batch.attempts, batch.due = 0, now
@@ -430,11 +433,9 @@ class Flusher:
 
     def _understood(self, batch: Batch, error: DeliveryError) -> DeliveryError:
         """Note what an error says about a batch, and what it means by now."""
-        if isinstance(error, Ambiguous):
-            batch.timeouts += isinstance(error, TimedOut)
-            batch.doubtful = True
-            if batch.repair is not None:
-                batch.repair.doubtful = True
+        batch.note(error, self._clock() + self._clickhouse.under_way_s)
+        if isinstance(error, Ambiguous) and batch.repair is not None:
+            batch.repair.doubtful = True
         if error.code in CUT_SHORT or error.code == MEMORY_LIMIT:
             batch.suspicions += 1
             if batch.suspicions >= SUSPICIONS_MAX:

@@ -23,6 +23,7 @@ from gateway.schema import Table
 from tests.delivery.things import THINGS, numbered, write
 from tests.support.proxy import Fault, Proxy
 
+UNDER_WAY_S = 1.0
 PATIENCE_S = 20.0
 
 SETTINGS: dict[str, Any] = {
@@ -100,6 +101,14 @@ async def until_it(true: Callable[[], Awaitable[bool]], what: str) -> None:
     while not await true():
         assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_S} s"
         await asyncio.sleep(0.02)
+
+
+class Prompt(ClickHouse):
+    """One in which nothing goes on for long behind anybody's back."""
+
+    @property
+    def under_way_s(self) -> float:
+        return UNDER_WAY_S
 
 
 @dataclass
@@ -199,7 +208,7 @@ async def rig(
     proxy.plan.extend(plan)
     await proxy.start()
     direct = ClickHouse(engine.url, database=database)
-    through = ClickHouse(proxy.url, database=database, insert_timeout_s=insert_timeout_s)
+    through = Prompt(proxy.url, database=database, insert_timeout_s=insert_timeout_s)
     await direct.start()
     await through.start()
     await direct.create_tables(tables, retention_days=0)

@@ -84,6 +84,26 @@ async def test_a_server_that_never_answers_is_asked_again(open_rig: OpenRig) -> 
         assert rig.outcomes()["ambiguous"] >= 1
 
 
+async def refused_behind_one_that_is_late(rig: Rig) -> None:
+    """The first attempt comes through long after the second was refused."""
+    rig.proxy.plan.extend([Fault("late", delay_s=0.3), answered(400, 117)])
+    rig.send(range(100))
+    await rig.flush()
+    await until(lambda: rig.proxy.late == 0, "the first came through")
+
+
+async def test_what_is_refused_is_not_searched_while_an_attempt_before_may_come_through(plain: Rig) -> None:
+    await refused_behind_one_that_is_late(plain)
+    assert await plain.stored() == list(range(100))
+
+
+async def test_searched_at_once_its_rows_are_doubled(plain: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The positive control."""
+    monkeypatch.setattr("tests.delivery.rig.UNDER_WAY_S", 0.0)
+    await refused_behind_one_that_is_late(plain)
+    assert await plain.stored() == sorted([*range(100)] * 2)
+
+
 async def test_an_insert_that_takes_too_long_each_time_gets_more_time(open_rig: OpenRig) -> None:
     async with open_rig(insert_timeout_s=0.1) as rig:
         rig.proxy.plan.extend([Fault("slow", delay_s=0.5)] * 20)

@@ -37,7 +37,10 @@ class Fault:
 
 
 class Proxy:
-    """Between a client and a port of this machine. ``seen`` counts exchanges that ``applies`` was true for."""
+    """Between a client and a port of this machine.
+
+    ``seen`` counts exchanges that ``applies`` was true for, ``late`` those that are yet to be forwarded.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Proxy:
     ) -> None:
         self.plan: deque[Fault] = deque()
         self.refusing = False
+        self.late = 0
         self.seen = 0
         self.applies = applies
         self._choose = choose or (lambda head: self.plan.popleft() if self.plan else None)
@@ -108,10 +112,12 @@ class Proxy:
                 return False
             if fault is not None and kind == "late":
                 _reset(writer)
+                self.late += 1
                 await asyncio.sleep(fault.delay_s)
             server_writer.write(request)
             await server_writer.drain()
             answer = await _whole_answer(server_reader)
+            self.late -= kind == "late"
             if kind in ("swallow", "late"):
                 return False
             if kind == "half_open":

@@ -19,8 +19,7 @@ from random import Random
 from typing import Any
 
 from gateway.delivery.answers import Ambiguous, Busy, Operator, Poison
-from gateway.delivery.batch import PATIENCE_MAX
-from gateway.delivery.clickhouse import ALL_ROWS, ClickHouse, Row, _uncompressed
+from gateway.delivery.clickhouse import ALL_ROWS, PATIENCE_MAX, ClickHouse, Row, _uncompressed
 from gateway.schema import Table
 from tests.chaos.simulation.loop import Being, Loop
 from tests.delivery.things import DAY_NS
