@@ -44,6 +44,7 @@ PINNED = {
     5001273: "of rows stored beside dead letters the server has lost some",
     10714: "a frame is done while the compaction copies it, and both machines die",
     11484: "a gateway dies before it has counted what the one before it stored",
+    2002088: "an attempt without an answer comes through behind a refusal",
     203498: "a file that could not be synced is removed before its rows are written again",
 }
 """Seeds that found something, and what."""
