@@ -35,7 +35,8 @@ class Batch:
     ``sealed``: its SEAL is on disk. ``doubtful``: some attempt's outcome is not known. ``answered``: a
     clean OK came, or no attempt can still come through; from here on frames are counted. ``run``: it is
     those of a run of rows of one frame that are not there. ``loose_until``: the clock until which an attempt that was
-    not answered may still come through. ``poison``: the server refused these very rows; from then on
+    not answered may still come through. ``repairs``: how often what was missing was inserted since fewer rows were
+    missing than ever, which is ``absent_min``. ``poison``: the server refused these very rows; from then on
     ``isolation`` is how far the search for the guilty ones got. ``unsure_until``: an earlier life sealed it, and
     its rows may have been inserted under another token: what said so is damaged perhaps, or it was
     stored once before. The clock when nothing of that life is under way any more; until then it holds nothing up.
@@ -60,6 +61,7 @@ class Batch:
     suspicions: int = 0
     repair: Repair | None = None
     repairs: int = 0
+    absent_min: int = 1 << 62
     repair_blocks_max: int = 1 << 30
     due: float = 0.0
 

@@ -375,6 +375,9 @@ class Flusher:
         surplus = sum(max(0, stored.get(block.frame, 0) - block.rows) for block in batch.blocks)
         if surplus:
             self._alarm(batch.table.name, "surplus", f"{surplus} rows more than were sent; something else writes here")
+        absent = sum(max(0, block.rows - stored.get(block.frame, 0)) for block in batch.blocks)
+        if absent < batch.absent_min:
+            batch.absent_min, batch.repairs = absent, 0
         whole = [block for block in batch.blocks if block.frame not in stored]
         parts = [block for block in batch.blocks if 0 < stored.get(block.frame, 0) < block.rows]
         if not whole and not parts:

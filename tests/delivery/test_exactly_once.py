@@ -13,6 +13,7 @@ import pytest
 
 from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.flusher import Flusher
+from gateway.delivery.poison import REPAIRS_MAX
 from gateway.schema import Table
 from tests.delivery.conftest import OpenRig
 from tests.delivery.rig import PATIENCE_S, Engine, Rig, answered, until, until_it
@@ -211,6 +212,23 @@ async def test_of_a_frame_that_is_there_in_part_only_the_rest_is_inserted(plain:
     plain.proxy.plan.append(answered(200, written=100))
     await plain.flush()
     assert await plain.stored() == list(range(100))
+
+
+async def test_of_many_frames_that_are_there_in_part_each_is_completed_without_a_pause(open_rig: OpenRig) -> None:
+    count = 3 * REPAIRS_MAX
+    async with open_rig(batch_age_ms=500.0, parked_first_ms=1e6, parked_max_ms=1e6) as rig:
+        rig.proxy.plan.extend([UNSENT] * 10_000)
+        for number in range(count):
+            await rig.send(range(10 * number, 10 * number + 10), days=2, project=str(number)).wait()
+        await until(lambda: len(rig.proxy.plan) < 10_000, "the insert is tried")
+        for frame, kept in rig.delivery._spool.ledger.held.items():
+            first = 10 * int(kept.project_id)
+            rows = numbered(range(first, first + 10), days=2)
+            await rig.direct.insert(THINGS, [block(rows[:5], frame)], token=f"first day of {frame}")
+        rig.proxy.plan.clear()
+        rig.proxy.plan.append(answered(200, written=10 * count))
+        await rig.flush()
+        assert await rig.stored() == list(range(10 * count))
 
 
 async def test_rows_that_a_server_says_it_wrote_and_did_not_are_found(plain: Rig) -> None:
