@@ -87,6 +87,8 @@ class App:
         self._patient = self._others_go_on = False
         self.lost = self.waiting = 0
         """Rows that were accepted and are not in ClickHouse after ``stop``: nowhere, and in the spool."""
+        self.is_owed = False
+        """Whether somebody has to take over the slot, when nobody starts on it again."""
 
     @property
     def trouble(self) -> str:
@@ -246,6 +248,7 @@ class App:
     async def _stop_delivery(self, delivery: Delivery) -> None:
         self.lost = sum((await delivery.stop(self.config.shutdown.flush_ms_max / 1000)).values())
         self.waiting = max(sum(delivery.buffered().values()) - self.lost, 0)
+        self.is_owed = self.waiting > 0 or delivery.is_counting
 
     def _observe(self, keys: Keys, quotas: Quotas) -> None:
         self.metrics.keys_loaded.read = lambda: {(): len(keys)}

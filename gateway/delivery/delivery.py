@@ -254,6 +254,11 @@ class Delivery:
                 rows[table] = rows.get(table, 0) + held
         return rows
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether ClickHouse may have lost what it had acknowledged: that is being counted, or was mended just now."""
+        return bool(self._audit.needed)
+
     def buffers(self) -> dict[str, object]:
         """What is held where, for a person; counted afresh from the buffers themselves."""
         return {

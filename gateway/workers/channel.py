@@ -68,11 +68,15 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):
-    """A worker's last word: accepted rows that are lost, those that wait in its spool, and all it has counted."""
+    """A worker's last word: accepted rows that are lost, those that wait in its spool, and all it has counted.
+
+    ``is_owed``: somebody has to take over its slot, because of those rows or of what ClickHouse has lost.
+    """
 
     lost: int
     waiting: int
     counted: list[Family]
+    is_owed: bool
 
 
 Message = Orders | Ready | Failed | Ask | Answer | Stop | Ended

@@ -98,7 +98,7 @@ class Place:
     async def roll(self, patience_s: float) -> tuple[int, bool] | None:
         """Replaces the worker: the new one accepts before the old one stops.
 
-        Returns the old one's slot, and whether rows wait in it, or may; None when nobody was there.
+        Returns the old one's slot, and whether somebody has to take that over; None when nobody was there.
         Raises WorkerFailed when the new one cannot start; then the old one stays.
         """
         async with self._turn:
@@ -111,7 +111,7 @@ class Place:
         await old.stop(patient=True, within_s=patience_s)
         self._note_end(old)
         self._leaving = None
-        return old.slot, old.last is None or old.last.waiting > 0
+        return old.slot, old.last is None or old.last.is_owed
 
     async def ask(self, what: str, kind: Any) -> Any:
         """What its worker says. Raises TimeoutError, ConnectionError."""

@@ -167,8 +167,8 @@ class Supervisor(Collector):
                 logger.error("worker %d is not replaced: %s", place.number, error)  # noqa: TRY400 - the text says it all
                 return False
             if left is not None:
-                slot, holds_rows = left
-                if holds_rows:
+                slot, is_owed = left
+                if is_owed:
                     self.owed_slots.add(slot)
                 else:
                     self._left_slots.leave(slot, self._clock(), self.config.delivery.audit_ms / 1000)

@@ -71,7 +71,7 @@ class Worker:
             listening.cancel()
             counted = [family for family in self._app.metrics.families() if family.type != "gauge"]
             with suppress(ConnectionError):  # nobody may be left to be told
-                await self._channel.send(Ended(self._app.lost, self._app.waiting, counted))
+                await self._channel.send(Ended(self._app.lost, self._app.waiting, counted, self._app.is_owed))
             self._channel.close()
         return 1 if self._app.lost else 0
 

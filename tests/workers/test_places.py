@@ -49,7 +49,7 @@ class ScriptedLife:
 
     async def stop(self, **_: object) -> None:
         if not self._status.done():
-            self.end(0, Ended(0, 0, counted(5)))
+            self.end(0, Ended(0, 0, counted(5), is_owed=False))
 
 
 class Rig:
@@ -148,7 +148,7 @@ async def test_one_that_is_replaced_keeps_its_slot_until_it_has_ended_and_is_no_
     assert families == counted(5), "what it counted is counted on"
 
 
-@pytest.mark.parametrize("last", [None, Ended(0, 7, [])], ids=["killed", "with rows waiting"])
+@pytest.mark.parametrize("last", [None, Ended(0, 7, [], is_owed=True)], ids=["killed", "owing"])
 async def test_of_one_that_is_replaced_it_is_known_that_rows_may_wait(last: Ended | None) -> None:
     rig = Rig()
     await rig.place.start()
@@ -165,7 +165,7 @@ async def test_one_that_ends_by_itself_while_it_is_replaced_is_counted_once() ->
     rig.turns = 20
     rolling = asyncio.create_task(rig.place.roll(1))
     await rig.until(lambda: rig.begins == 2)
-    rig.lives[0].end(0, Ended(0, 0, counted(5)))
+    rig.lives[0].end(0, Ended(0, 0, counted(5), is_owed=False))
     await rolling
     assert rig.deaths == 1, "it had ended before there was a successor"
     rig.lives[1].end(0)
