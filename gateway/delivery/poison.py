@@ -286,6 +286,7 @@ class Isolator:
     async def _is_gone_again(self, batch: Batch, block: Block, hunt: Hunt) -> bool:
         """Whether rows that were taken are not there any more; then they are what is searched now."""
         stored = await self._clickhouse.stored_rows(batch.table, block.frame)
+        hunt.bad = {row: error for row, error in hunt.bad.items() if row not in stored}  # Its cause may be mended.
         gone = [row for row in range(block.rows) if row not in stored and row not in hunt.bad]
         if gone:
             hunt.rows, hunt.search = gone, Search(len(gone), refused=False)

@@ -19,7 +19,6 @@ from gateway.delivery.audit import Audit
 from gateway.delivery.batch import Batch, Isolation, Queue
 from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ALL_ROWS, ClickHouse, Row
-from gateway.delivery.congestion import Congestion
 from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.flusher import Flusher
 from gateway.delivery.frames import FrameNumbers
@@ -35,7 +34,6 @@ from gateway.schema import Table
 from tests.delivery.audits import audit_of, stored_block
 from tests.delivery.rig import SETTINGS, until
 from tests.delivery.spools import killed, opened, refused
-from tests.delivery.test_congestion import Clock
 from tests.delivery.test_restarts_of_both import Mute, Server, away, begun, told
 from tests.delivery.things import THINGS
 
@@ -536,31 +534,6 @@ async def test_rows_that_are_gone_before_their_frame_is_done_with_are_inserted_a
 async def test_a_table_that_deletes_what_it_takes_is_not_filled_for_ever(tmp_path: Path) -> None:
     with pytest.raises(Poison, match="does not keep the rows"):
         await searched(Losing(1_000), tmp_path)
-
-
-# The door -------------------------------------------------------------------------------------------
-
-
-def test_who_makes_nobody_wait_any_more_is_refused_no_more() -> None:
-    """Whoever else does."""
-    clock = Clock()
-    congestion = Congestion(clock)
-    for project_id, data_bytes in (("much", 500), ("more", 300)):
-        congestion.enter(clock.now, project_id, data_bytes)
-
-    def refused_in_turns() -> set[str]:
-        """Of those who come again and again, for two seconds."""
-        refused = set()
-        for _ in range(2_000):
-            clock.now += 0.001
-            refused |= {project_id for project_id in ("much", "more") if congestion.refuses(project_id)}
-        return refused
-
-    assert refused_in_turns() == {"much"}
-    congestion.leave("much", 500)
-    assert refused_in_turns() == {"more"}
-    congestion.leave("more", 300)
-    assert refused_in_turns() == set()
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -70,9 +70,28 @@ def test_who_makes_the_others_wait_is_refused_and_nobody_else() -> None:
             refused[project_id] += congestion.refuses(project_id)
     assert refused["small"] == refused["new"] == 0
     assert refused["more"] > 2, "it has more than a third of what waits"
+
+
+def test_who_makes_nobody_wait_any_more_is_refused_no_more() -> None:
+    """Whoever else does."""
+    clock = Clock()
+    congestion = Congestion(clock)
+    for project_id, data_bytes in (("much", 500), ("more", 300)):
+        congestion.enter(clock.now, project_id, data_bytes)
+
+    def refused_in_turns() -> set[str]:
+        """Of those who come again and again, for two seconds."""
+        refused = set()
+        for _ in range(2_000):
+            clock.now += 0.001
+            refused |= {project_id for project_id in ("much", "more") if congestion.refuses(project_id)}
+        return refused
+
+    assert refused_in_turns() == {"much"}
     congestion.leave("much", 500)
-    congestion.leave("small", 10)
-    assert [congestion.refuses("much"), congestion.refuses("small")] == [False, False]
+    assert refused_in_turns() == {"more"}
+    congestion.leave("more", 300)
+    assert refused_in_turns() == set()
 
 
 async def test_a_disk_that_stands_is_felt_at_the_door_by_those_who_come_back(open_rig: OpenRig) -> None:
