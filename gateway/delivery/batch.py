@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from gateway.delivery.answers import Ambiguous, DeliveryError, TimedOut
 from gateway.delivery.block import Block
-from gateway.delivery.clickhouse import PATIENCE_MAX
+from gateway.delivery.clickhouse import PATIENCE_MAX, ClickHouse
 from gateway.delivery.seals import Run
 from gateway.delivery.search import Search
+from gateway.delivery.unanswered import Unanswered
 from gateway.schema import Table
 
 
@@ -34,8 +35,8 @@ class Batch:
 
     ``sealed``: its SEAL is on disk. ``doubtful``: some attempt's outcome is not known. ``answered``: a
     clean OK came, or no attempt can still come through; from here on frames are counted. ``run``: it is
-    those of a run of rows of one frame that are not there. ``loose_until``: the clock until which an attempt that was
-    not answered may still come through. ``repairs``: how often what was missing was inserted since fewer rows were
+    those of a run of rows of one frame that are not there. ``unanswered``: attempts that may still come through.
+    ``repairs``: how often what was missing was inserted since fewer rows were
     missing than ever, which is ``absent_min``. ``poison``: the server refused these very rows; from then on
     ``isolation`` is how far the search for the guilty ones got. ``unsure_until``: an earlier life sealed it, and
     its rows may have been inserted under another token: what said so is damaged perhaps, or it was
@@ -57,7 +58,7 @@ class Batch:
     isolation: Isolation | None = None
     attempts: int = 0
     timeouts: int = 0
-    loose_until: float = 0.0
+    unanswered: Unanswered = field(default_factory=Unanswered)
     suspicions: int = 0
     repair: Repair | None = None
     repairs: int = 0
@@ -83,13 +84,11 @@ class Batch:
         """How many times the usual time it is given, doubled each time: else it might be cut off for ever."""
         return min(PATIENCE_MAX, 2.0 ** min(self.timeouts, 30))
 
-    def note(self, error: DeliveryError, loose_until: float) -> None:
-        """What an error means whatever else it says; ``loose_until``: should the server not have answered."""
-        if isinstance(error, Ambiguous):
-            self.doubtful = True
-            self.timeouts += isinstance(error, TimedOut)
-            if not error.code:
-                self.loose_until = loose_until
+    def note(self, error: DeliveryError, now: float, clickhouse: ClickHouse) -> None:
+        """An attempt has ended with this error."""
+        self.unanswered.note(error, now, clickhouse)
+        self.doubtful |= isinstance(error, Ambiguous)
+        self.timeouts += isinstance(error, TimedOut)
 
     def drop(self, blocks: list[Block]) -> None:
         """These blocks are settled; the others are what is left of the batch."""
@@ -104,7 +103,7 @@ class Hunt:
     """The search for the guilty rows of one frame.
 
     ``rows``: the numbers of those that were absent when it began, which ``search`` counts. ``bad``: why each
-    guilty one was refused. ``token``: of the try under way, whose SEAL is on disk; ``doubtful`` and ``loose_until``, as
+    guilty one was refused. ``token``: of the try under way, whose SEAL is on disk; ``doubtful`` and ``unanswered``, as
     of a batch.
     ``broken``: why the frame cannot even be decoded.
     """
@@ -114,7 +113,7 @@ class Hunt:
     bad: dict[int, DeliveryError] = field(default_factory=dict)
     token: str = ""
     doubtful: bool = False
-    loose_until: float = 0.0
+    unanswered: Unanswered = field(default_factory=Unanswered)
     suspicions: int = 0
     repairs: int = 0
     broken: DeliveryError | None = None

@@ -31,7 +31,7 @@ from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ALL_ROWS, ClickHouse
 from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.frames import FrameNumbers
-from gateway.delivery.poison import LOOSE, NOT_KEPT, REPAIRS_MAX, SUSPICIONS_MAX, Isolator, counted
+from gateway.delivery.poison import NOT_KEPT, REPAIRS_MAX, SUSPICIONS_MAX, UNANSWERED, Isolator, counted
 from gateway.delivery.progress import Progress
 from gateway.delivery.ring import Ring
 from gateway.delivery.seals import Sealed, by_row
@@ -119,7 +119,7 @@ class Flusher:
         if batch.answered:  # Its blocks are suspect: it may have gone under another token.
             batch.unsure_until = self._clock() + self._clickhouse.under_way_s
         batch.answered = False  # Only the same token shows what became of it.
-        batch.loose_until = self._clock() + self._clickhouse.under_way_s
+        batch.unanswered.add(self._clock(), self._clickhouse)
         batch.run = sealed.run
         queue = self._queues[table.name]
         if sealed.over:
@@ -283,7 +283,7 @@ class Flusher:
             else:
                 await self._attempt(table, self._settle(batch))
         except DeliveryError as error:
-            self._failed(batch, error)
+            self._failed(batch, await self._not_too_early(batch, error))
         except Exception as error:  # A fault of ours must not cost rows: it is a person's to mend.
             log.exception("insert into %s failed unexpectedly; its rows are kept", table.name)
             batch.doubtful = True
@@ -409,6 +409,14 @@ class Flusher:
             data = [block.data for block in repair.blocks]
             await self._clickhouse.insert(batch.table, data, token=repair.token, patience=batch.patience)
 
+    async def _not_too_early(self, batch: Batch, error: DeliveryError) -> DeliveryError:
+        """A refusal says nothing of attempts before it: while one may come through, the same is sent again."""
+        is_cut_short = error.code in CUT_SHORT and batch.suspicions + 1 >= SUSPICIONS_MAX
+        is_refusal = batch.isolation is None and ((isinstance(error, Poison) and error.code) or is_cut_short)
+        if is_refusal and await batch.unanswered.may_come_through(self._clock(), self._clickhouse):
+            return Poison(f"{error}; {UNANSWERED}")
+        return error
+
     def _failed(self, batch: Batch, error: DeliveryError) -> None:
         queue = self._queues[batch.table.name]
         queue.sent.discard(batch)
@@ -420,8 +428,6 @@ class Flusher:
         batch.due = now + self._pause(batch, parked=isinstance(error, Operator | Poison))
         if batch.isolation is None:
             error = self._understood(batch, error)
-            if isinstance(error, Poison) and error.code and now < batch.loose_until:
-                error = Poison(f"{error}; {LOOSE}")
             if isinstance(error, Poison) and error.code:
                 batch.isolation = Isolation(error, refused=not batch.answered and batch.run is None)
                 batch.attempts, batch.due = 0, now
@@ -436,7 +442,7 @@ class Flusher:
 
     def _understood(self, batch: Batch, error: DeliveryError) -> DeliveryError:
         """Note what an error says about a batch, and what it means by now."""
-        batch.note(error, self._clock() + self._clickhouse.under_way_s)
+        batch.note(error, self._clock(), self._clickhouse)
         if isinstance(error, Ambiguous) and batch.repair is not None:
             batch.repair.doubtful = True
         if error.code in CUT_SHORT or error.code == MEMORY_LIMIT:

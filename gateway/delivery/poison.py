@@ -45,6 +45,7 @@ from gateway.delivery.letter import Letter, letter_of, letter_of_block
 from gateway.delivery.seals import by_row
 from gateway.delivery.search import Search
 from gateway.delivery.spool import Spool
+from gateway.delivery.unanswered import Unanswered
 from gateway.schema import Table
 
 SUSPECTS_MAX = 3
@@ -54,7 +55,7 @@ SUSPICIONS_MAX = 5
 REPAIRS_MAX = 8
 """So many rounds of inserting what is missing; then the table does not keep these rows."""
 NOT_KEPT = "the table does not keep the rows of this batch; does its TTL or a mutation delete them?"
-LOOSE = "an attempt before it, which was not answered, may still come through"
+UNANSWERED = "an attempt before it, which was not answered, may still come through"
 _ROWS_PER_READ = 500
 _FRAMES_PER_COUNT = 250
 """They go in the URL; what stands between us and the server may refuse a longer one."""
@@ -157,12 +158,12 @@ class Isolator:
         try:
             await self._attempt(batch.table, self._deliver(piece))
         except DeliveryError as error:
-            piece.note(error, self._clock() + self._clickhouse.under_way_s)
+            piece.note(error, self._clock(), self._clickhouse)
             piece.suspicions += error.code in CUT_SHORT
             if not _is_refusal(error, piece.suspicions):
                 raise
-            if self._clock() < piece.loose_until:
-                raise Busy(LOOSE) from error
+            if await piece.unanswered.may_come_through(self._clock(), self._clickhouse):
+                raise Busy(UNANSWERED) from error
             if (piece.doubtful or piece.answered) and await counted(self._clickhouse, batch.table, piece.blocks):
                 isolation.piece = isolation.frames = None
                 isolation.refused = False
@@ -211,7 +212,7 @@ class Isolator:
         if not hunt.token:
             token = by_row(self._frames.token(), (rows[0], rows[-1]))
             await self._seal(batch, token, block)
-            hunt.token, hunt.doubtful, hunt.suspicions, hunt.loose_until = token, False, 0, 0.0
+            hunt.token, hunt.doubtful, hunt.suspicions, hunt.unanswered = token, False, 0, Unanswered()
         insert = self._clickhouse.insert_absent(
             batch.table, block.data, frame=block.frame, token=hunt.token, rows=(rows[0], rows[-1])
         )
@@ -219,14 +220,13 @@ class Isolator:
         try:
             await self._attempt(batch.table, insert)
         except DeliveryError as error:
-            if isinstance(error, Ambiguous):
-                hunt.doubtful = True
-                hunt.loose_until = hunt.loose_until if error.code else self._clock() + self._clickhouse.under_way_s
+            hunt.unanswered.note(error, self._clock(), self._clickhouse)
+            hunt.doubtful |= isinstance(error, Ambiguous)
             hunt.suspicions += error.code in CUT_SHORT
             if not _is_refusal(error, hunt.suspicions):
                 raise
-            if self._clock() < hunt.loose_until:
-                raise Busy(LOOSE) from error
+            if await hunt.unanswered.may_come_through(self._clock(), self._clickhouse):
+                raise Busy(UNANSWERED) from error
             refusal = error
         if refusal is None or hunt.doubtful:
             stored = await self._clickhouse.stored_rows(batch.table, block.frame)

@@ -16,7 +16,7 @@ from gateway.delivery.flusher import Flusher
 from gateway.delivery.poison import REPAIRS_MAX
 from gateway.schema import Table
 from tests.delivery.conftest import OpenRig
-from tests.delivery.rig import PATIENCE_S, Engine, Rig, answered, until, until_it
+from tests.delivery.rig import PATIENCE_S, Engine, Rig, answered, crash, until, until_it
 from tests.delivery.things import THINGS, block, numbered, things
 from tests.support.proxy import Fault
 
@@ -96,6 +96,21 @@ async def refused_behind_one_that_is_late(rig: Rig) -> None:
 async def test_what_is_refused_is_not_searched_while_an_attempt_before_may_come_through(plain: Rig) -> None:
     await refused_behind_one_that_is_late(plain)
     assert await plain.stored() == list(range(100))
+
+
+async def test_an_attempt_ends_with_the_server_that_had_it(
+    open_rig: OpenRig, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.delivery.rig.UNDER_WAY_S", 10 * PATIENCE_S)
+    async with open_rig() as rig:
+        rig.proxy.plan.append(Fault("swallow"))
+        rig.proxy.plan.extend([answered(400, 117)] * 2)
+        rig.send(range(100))
+        await until(lambda: not rig.proxy.plan, "it is refused behind one that was not answered")
+        await crash(rig, engine)
+        rig.proxy.plan.extend([answered(400, 117)] * 2)
+        await rig.flush()
+        assert await rig.stored() == list(range(100))
 
 
 async def test_searched_at_once_its_rows_are_doubled(plain: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
