@@ -8,9 +8,9 @@ little takes nothing from the others. And where the key is in the body, nobody k
 before it is read: these strangers together hold half of either limit at most, so that however many
 come, there is room for those whose key is known.
 
-No project takes everything either: it holds at most as much as it leaves free, of places and of bytes,
-since it may hold them long. That is half of it where one is greedy, a third each where two are, and
-something is always left for who comes next (a dynamic threshold: Choudhury and Hahne, "Dynamic Queue Length
+No project takes all places either: it holds at most as many as it leaves free, since it may hold them
+long. That is half of them where one is greedy, a third each where two are, and some are always left for
+who comes next (a dynamic threshold: Choudhury and Hahne, "Dynamic Queue Length
 Thresholds for Shared-Memory Packet Switches", 1998). Its only request is never refused for that.
 """
 
@@ -34,7 +34,6 @@ class Admission:
         self.bytes_max = bytes_max
         self.project_requests_max = project_requests_max
         self.by_project: Counter[str] = Counter()
-        self.bytes_by_project: Counter[str] = Counter()
         self.requests = self.strangers = 0
         self.bytes = self.stranger_bytes = 0
 
@@ -68,7 +67,7 @@ class Ticket:
         self._project_id = ""
 
     def check(self, needed_bytes: int) -> None:
-        """Raises Overloaded or ProjectBusy when it cannot hold ``needed_bytes`` in all now."""
+        """Raises Overloaded when it cannot hold ``needed_bytes`` in all now."""
         admission, more = self._admission, needed_bytes - self._held_bytes
         if more <= 0:
             return
@@ -77,12 +76,9 @@ class Ticket:
         crowded = others and others + needed_bytes > admission.bytes_max // 2
         if crowded or admission.bytes + more > admission.bytes_max:
             raise Overloaded("too many bytes are being read: send this request again", retry_after_s=1)
-        others = admission.bytes_by_project[self._project_id] - self._held_bytes if self._project_id else 0
-        if others and others + needed_bytes > admission.bytes_max - admission.bytes - more:
-            raise ProjectBusy("too many bytes of this project are being read: send this one again", retry_after_s=1)
 
     def hold(self, needed_bytes: int) -> None:
-        """Holds ``needed_bytes`` in all, if less were held until now. Raises as ``check``."""
+        """Holds ``needed_bytes`` in all, if less were held until now. Raises Overloaded when they do not fit."""
         if needed_bytes > self._held_bytes:
             self.check(needed_bytes)
             self._keep(needed_bytes)
@@ -105,13 +101,15 @@ class Ticket:
                 "too many requests of this project are being answered: send this one again", retry_after_s=1
             )
         admission.by_project[project_id] += 1
-        admission.bytes_by_project[project_id] += self._held_bytes
         self._project_id = project_id
 
     def leave(self) -> None:
         """Takes no place of its project any more."""
-        self._give(self._admission.by_project, 1)
-        self._project_id = ""
+        by_project = self._admission.by_project
+        if self._project_id:
+            by_project[self._project_id] -= 1
+            if not by_project[self._project_id]:
+                del by_project[self._project_id]
 
     def release(self) -> None:
         """Holds nothing any more."""
@@ -122,11 +120,3 @@ class Ticket:
         self._admission.bytes += more
         if self._stranger:
             self._admission.stranger_bytes += more
-        self._give(self._admission.bytes_by_project, -more)
-
-    def _give(self, held: Counter[str], less: int) -> None:
-        """Its project, where it is known, holds so much less; who holds nothing is not counted."""
-        if self._project_id:
-            held[self._project_id] -= less
-            if not held[self._project_id]:
-                del held[self._project_id]

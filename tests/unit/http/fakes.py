@@ -201,7 +201,6 @@ class House:
         assert (self.admission.requests, self.admission.bytes) == (0, 0)
         assert (self.admission.strangers, self.admission.stranger_bytes) == (0, 0)
         assert not self.admission.by_project
-        assert not self.admission.bytes_by_project
 
 
 def incoming(chunks: Sequence[bytes], *, declared: bool = True, then: Callable[[], None] | None = None) -> Incoming:

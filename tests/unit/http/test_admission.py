@@ -91,7 +91,7 @@ def test_a_ticket_grows_only_by_what_is_new() -> None:
     assert admission.bytes == 0
 
 
-def fill(held: ExitStack, admission: Admission, project_id: str, each_bytes: int = 0) -> int:
+def fill(held: ExitStack, admission: Admission, project_id: str) -> int:
     """Let a project have all it may, until ``held`` is left; how many requests that are."""
     taken = 0
     try:
@@ -99,7 +99,6 @@ def fill(held: ExitStack, admission: Admission, project_id: str, each_bytes: int
             with ExitStack() as one:
                 ticket = one.enter_context(admission.admit(0))
                 ticket.belongs_to(project_id)
-                ticket.hold(each_bytes)
                 held.push(one.pop_all())
                 taken += 1
     except ProjectBusy:
@@ -111,7 +110,7 @@ def test_one_project_has_half_of_the_places_or_as_many_as_is_said() -> None:
         admission = Admission(requests_max=100, bytes_max=1000, project_requests_max=project_requests_max)
         with ExitStack() as held:
             assert fill(held, admission, "greedy") == places
-    assert (admission.requests, admission.by_project, admission.bytes_by_project) == (0, {}, {})
+    assert (admission.requests, admission.by_project) == (0, {})
 
 
 def test_several_projects_together_leave_places_for_the_others() -> None:
@@ -119,16 +118,7 @@ def test_several_projects_together_leave_places_for_the_others() -> None:
     with ExitStack() as held:
         assert [fill(held, admission, f"greedy {number}") for number in range(4)] == [50, 25, 13, 6]
         assert fill(held, admission, "small") == 3
-    assert (admission.requests, admission.by_project, admission.bytes_by_project) == (0, {}, {})
-
-
-def test_several_projects_together_leave_bytes_for_the_others() -> None:
-    admission = Admission(requests_max=1000, bytes_max=1000)
-    with ExitStack() as held:
-        taken = [fill(held, admission, f"greedy {number}", each_bytes=10) for number in range(3)]
-        assert taken == [50, 25, 12]
-        assert fill(held, admission, "small", each_bytes=60) == 1
-    assert (admission.bytes, admission.by_project, admission.bytes_by_project) == (0, {}, {})
+    assert (admission.requests, admission.by_project) == (0, {})
 
 
 def test_a_project_that_is_alone_may_read_one_body_of_any_size_there_is_room_for() -> None:
@@ -138,13 +128,3 @@ def test_a_project_that_is_alone_may_read_one_body_of_any_size_there_is_room_for
         ticket.hold(1000)
         assert admission.bytes == 1000
     assert admission.bytes == 0
-
-
-def test_what_a_stranger_read_is_its_projects_once_that_is_known() -> None:
-    admission = Admission(requests_max=10, bytes_max=1000)
-    with admission.admit(0, stranger=True) as ticket:
-        ticket.hold(300)
-        ticket.belongs_to("found")
-        ticket.hold(400)
-        assert admission.bytes_by_project == {"found": 400}
-    assert admission.bytes_by_project == {}
