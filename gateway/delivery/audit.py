@@ -31,6 +31,7 @@ from gateway.delivery.answers import Ambiguous, Busy, DeliveryError, Poison
 from gateway.delivery.block import Block
 from gateway.delivery.clickhouse import ClickHouse
 from gateway.delivery.segments import Member
+from gateway.delivery.unanswered import UNANSWERED, Unanswered
 from gateway.schema import Table
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Stored:
     frame's rows that are dead letters; None where each has some, and nobody remembers which. ``rests``: how often
     the rest of a frame was inserted, by its number and the first row. ``earlier``: it was in an earlier life, whose
     clock is known by the time of the day alone. ``looks``: how often it was to be counted, and its table was not known.
-    ``kept``: it is remembered.
+    ``kept``: it is remembered. ``unanswered``: inserts of rests that may still come through.
     """
 
     at: float
@@ -74,6 +75,7 @@ class Stored:
     looks: int = 0
     kept: bool = False
     rests: dict[tuple[int, int], int] = field(default_factory=dict)
+    unanswered: Unanswered = field(default_factory=Unanswered)
 
     @property
     def rows(self) -> dict[Member, int]:
@@ -89,8 +91,7 @@ class Stored:
 class Audit:
     """``read`` gives blocks as the spool has them; ``again`` is given those that ClickHouse lost whole.
 
-    ``has_room``: whether there is memory for some more of them. ``under_way_s``: how long what an earlier life has sent
-    may go on in the server.
+    ``has_room``: whether there is memory for some more of them.
     """
 
     def __init__(
@@ -101,7 +102,6 @@ class Audit:
         again: Callable[[Block], None],
         has_room: Callable[[], bool],
         keep_s: float,
-        under_way_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._clickhouse = clickhouse
@@ -114,8 +114,6 @@ class Audit:
         self._frames = 0
         self._suspects: dict[Stored, set[int]] = {}
         self._mended: dict[Stored, tuple[float, set[int]]] = {}
-        self._began = clock()
-        self._under_way_s = under_way_s
         self._looked = 0.0
         self._met = -math.inf
         self._started: tuple[float, float] | None = None
@@ -144,7 +142,9 @@ class Audit:
         if at > self._clock():  # The time of the day was put back: nobody knows when it was.
             at = -math.inf
         for some in _cut(frames):
-            self._remember(Stored(at, table, some, None if letters else (), earlier=True))
+            batch = Stored(at, table, some, None if letters else (), earlier=True)
+            batch.unanswered.add(self._clock(), self._clickhouse)  # Who found it before may have been inserting some.
+            self._remember(batch)
 
     def found_all(self) -> None:
         """All that earlier lives stored was said."""
@@ -310,8 +310,8 @@ class Audit:
             lost = await self._lost(batch)
             if not lost:
                 return
-            if batch.dead is None and any(lost.values()) and self._clock() < self._began + self._under_way_s:
-                raise Busy("who knew which rows are dead letters may be inserting the rest of it")
+            if batch.dead is None and any(lost.values()) and await self._may_come_through(batch):
+                raise Busy(f"a part of it is there; {UNANSWERED}")
             log.error("%s: ClickHouse lost rows of %d blocks that it had acknowledged", batch.table, len(lost))
             members = list(lost)
             for start in range(0, len(members), FRAMES_PER_READ):
@@ -334,11 +334,19 @@ class Audit:
             self._keep(batch)
             try:
                 await self._insert_rest(batch, block)
-            except Poison:  # The table takes some of it no more: that is searched for, as it is elsewhere.
+            except Ambiguous as error:
+                batch.unanswered.note(error, self._clock(), self._clickhouse)
+                raise
+            except Poison as error:  # The table takes some of it no more: that is searched for, as it is elsewhere.
+                if await self._may_come_through(batch):
+                    raise Busy(f"{error}; {UNANSWERED}") from error
                 block.suspect = True
                 self._again(block)
                 self._drop(batch, {member})
             self._keep(batch)
+
+    async def _may_come_through(self, batch: Stored) -> bool:
+        return await batch.unanswered.may_come_through(self._clock(), self._clickhouse)
 
     def _keep(self, batch: Stored) -> None:
         """Some of it was inserted again just now, and may be lost once more."""

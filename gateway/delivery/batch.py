@@ -38,9 +38,9 @@ class Batch:
     those of a run of rows of one frame that are not there. ``unanswered``: attempts that may still come through.
     ``repairs``: how often what was missing was inserted since fewer rows were
     missing than ever, which is ``absent_min``. ``poison``: the server refused these very rows; from then on
-    ``isolation`` is how far the search for the guilty ones got. ``unsure_until``: an earlier life sealed it, and
-    its rows may have been inserted under another token: what said so is damaged perhaps, or it was
-    stored once before. The clock when nothing of that life is under way any more; until then it holds nothing up.
+    ``isolation`` is how far the search for the guilty ones got. ``unsure``: an earlier life sealed it, and its
+    rows may have been inserted under another token: what said so is damaged perhaps, or it was stored once before.
+    While something of that life may come through it holds nothing up.
     """
 
     table: Table
@@ -52,7 +52,7 @@ class Batch:
     sealed: bool = False
     doubtful: bool = False
     answered: bool = False
-    unsure_until: float = 0.0
+    unsure: bool = False
     run: Run | None = None
     poison: bool = False
     isolation: Isolation | None = None

@@ -127,7 +127,6 @@ class Delivery:
             read=self._spool.read,
             again=self._lost_there,
             has_room=self._has_room,
-            under_way_s=clickhouse.under_way_s,
             keep_s=settings.audit_ms / 1000,
             clock=clock,
         )

@@ -31,12 +31,13 @@ from gateway.delivery.block import Block, Durability
 from gateway.delivery.clickhouse import ALL_ROWS, ClickHouse
 from gateway.delivery.deadletter import DeadLetters
 from gateway.delivery.frames import FrameNumbers
-from gateway.delivery.poison import NOT_KEPT, REPAIRS_MAX, SUSPICIONS_MAX, UNANSWERED, Isolator, counted
+from gateway.delivery.poison import NOT_KEPT, REPAIRS_MAX, SUSPICIONS_MAX, Isolator, counted
 from gateway.delivery.progress import Progress
 from gateway.delivery.ring import Ring
-from gateway.delivery.seals import Sealed, by_row
+from gateway.delivery.seals import Run, Sealed, by_row
 from gateway.delivery.settings import Settings
 from gateway.delivery.spool import Spool
+from gateway.delivery.unanswered import UNANSWERED
 from gateway.metrics import Metrics
 from gateway.schema import Table
 
@@ -116,8 +117,7 @@ class Flusher:
         """Take charge of a batch that an earlier life sealed: nobody knows whether it was sent."""
         batch = Batch.of(table, sealed.token, blocks)
         batch.sealed = batch.doubtful = True
-        if batch.answered:  # Its blocks are suspect: it may have gone under another token.
-            batch.unsure_until = self._clock() + self._clickhouse.under_way_s
+        batch.unsure = batch.answered  # Its blocks are suspect: it may have gone under another token.
         batch.answered = False  # Only the same token shows what became of it.
         batch.unanswered.add(self._clock(), self._clickhouse)
         batch.run = sealed.run
@@ -126,7 +126,7 @@ class Flusher:
             batch.poison, batch.isolation = True, Isolation(None, refused=False)
             queue.aside.append(batch)
         else:
-            (queue.aside if batch.unsure_until else queue.waiting).append(batch)
+            (queue.aside if batch.unsure else queue.waiting).append(batch)
         self._wake.set()
 
     def queued_bytes(self, table: str) -> int:
@@ -249,7 +249,7 @@ class Flusher:
     def _held(self, queue: Queue) -> bool:
         """Whether the table is in trouble: then it gets no new batches until an old one is through."""
         return bool(
-            queue.waiting or any(batch.attempts and not batch.poison and not batch.unsure_until for batch in queue.sent)
+            queue.waiting or any(batch.attempts and not batch.poison and not batch.unsure for batch in queue.sent)
         )
 
     def _sealing(self, queue: Queue) -> float:
@@ -319,13 +319,13 @@ class Flusher:
         """Return when every row of the batch is known to be stored."""
         if not batch.sealed:
             await self._seal_on_disk(batch)
-        if batch.unsure_until:
+        if batch.unsure:
             there = sum((await counted(self._clickhouse, batch.table, batch.blocks)).values())
-            if 0 < there < batch.rows and self._clock() < batch.unsure_until:
-                raise Busy("a part of it is there, and the rest of an earlier insert may be under way")
-            batch.answered, batch.unsure_until = there > 0, 0.0
+            if 0 < there < batch.rows and await self._may_come_through(batch):
+                raise Busy(f"a part of it is there; {UNANSWERED}")
+            batch.answered, batch.unsure = there > 0, False
         if not batch.answered:
-            written = await self._insert(batch)
+            written = await self._insert(batch, batch.blocks, batch.run, batch.token)
             batch.answered = True
             if not batch.doubtful and written is not None and written >= batch.rows:
                 return
@@ -341,21 +341,19 @@ class Flusher:
                 batch.repairs = 0
                 raise Poison(NOT_KEPT)
 
-    async def _insert(self, batch: Batch) -> int | None:
-        """Insert all of a batch; how many rows the server says it wrote, None when it does not say."""
-        if batch.run is not None:
-            (block,) = batch.blocks
-            await self._clickhouse.insert_absent(
-                batch.table,
-                block.data,
-                frame=block.frame,
-                token=batch.token,
-                rows=batch.run,
-                patience=batch.patience,
-            )
-            return None
-        data = [block.data for block in batch.blocks]
-        return await self._clickhouse.insert(batch.table, data, token=batch.token, patience=batch.patience)
+    async def _insert(self, batch: Batch, blocks: list[Block], run: Run | None, token: str) -> int | None:
+        """Insert blocks of a batch, or of the only one those rows of ``run`` that are not there.
+
+        How many rows the server says it wrote, None when it does not say.
+        """
+        table, patience = batch.table, batch.patience
+        if run is None:
+            return await self._clickhouse.insert(table, [each.data for each in blocks], token=token, patience=patience)
+        (block,) = blocks
+        await self._clickhouse.insert_absent(
+            table, block.data, frame=block.frame, token=token, rows=run, patience=patience
+        )
+        return None
 
     async def _seal_on_disk(self, batch: Batch) -> None:
         await self._seal_blocks(batch.table, batch.token, batch.blocks)
@@ -395,33 +393,24 @@ class Flusher:
             # After a crash nobody but its SEAL knows of an insert that may come through later.
             await self._seal_blocks(batch.table, repair.token, repair.blocks)
             repair.sealed = True
-        if repair.run is not None:
-            block = repair.blocks[0]
-            await self._clickhouse.insert_absent(
-                batch.table,
-                block.data,
-                frame=block.frame,
-                token=repair.token,
-                rows=repair.run,
-                patience=batch.patience,
-            )
-        else:
-            data = [block.data for block in repair.blocks]
-            await self._clickhouse.insert(batch.table, data, token=repair.token, patience=batch.patience)
+        await self._insert(batch, repair.blocks, repair.run, repair.token)
 
     async def _not_too_early(self, batch: Batch, error: DeliveryError) -> DeliveryError:
         """A refusal says nothing of attempts before it: while one may come through, the same is sent again."""
         is_cut_short = error.code in CUT_SHORT and batch.suspicions + 1 >= SUSPICIONS_MAX
         is_refusal = batch.isolation is None and ((isinstance(error, Poison) and error.code) or is_cut_short)
-        if is_refusal and await batch.unanswered.may_come_through(self._clock(), self._clickhouse):
+        if is_refusal and await self._may_come_through(batch):
             return Poison(f"{error}; {UNANSWERED}")
         return error
+
+    async def _may_come_through(self, batch: Batch) -> bool:
+        return await batch.unanswered.may_come_through(self._clock(), self._clickhouse)
 
     def _failed(self, batch: Batch, error: DeliveryError) -> None:
         queue = self._queues[batch.table.name]
         queue.sent.discard(batch)
         batch.attempts += 1
-        if isinstance(error, Busy | Ambiguous) and not batch.unsure_until:
+        if isinstance(error, Busy | Ambiguous) and not batch.unsure:
             # Inserts that time out side by side may each get through alone.
             self._in_flight_max = max(1, self._in_flight_max // 2)
         now = self._clock()
@@ -432,7 +421,7 @@ class Flusher:
                 batch.isolation = Isolation(error, refused=not batch.answered and batch.run is None)
                 batch.attempts, batch.due = 0, now
         batch.poison = isinstance(error, Poison) or batch.isolation is not None
-        (queue.aside if batch.poison or batch.unsure_until else queue.waiting).append(batch)
+        (queue.aside if batch.poison or batch.unsure else queue.waiting).append(batch)
         if isinstance(error, Operator):
             queue.parked = str(error)
         elif not isinstance(error, Poison):

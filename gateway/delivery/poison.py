@@ -45,7 +45,7 @@ from gateway.delivery.letter import Letter, letter_of, letter_of_block
 from gateway.delivery.seals import by_row
 from gateway.delivery.search import Search
 from gateway.delivery.spool import Spool
-from gateway.delivery.unanswered import Unanswered
+from gateway.delivery.unanswered import UNANSWERED, Unanswered
 from gateway.schema import Table
 
 SUSPECTS_MAX = 3
@@ -55,7 +55,6 @@ SUSPICIONS_MAX = 5
 REPAIRS_MAX = 8
 """So many rounds of inserting what is missing; then the table does not keep these rows."""
 NOT_KEPT = "the table does not keep the rows of this batch; does its TTL or a mutation delete them?"
-UNANSWERED = "an attempt before it, which was not answered, may still come through"
 _ROWS_PER_READ = 500
 _FRAMES_PER_COUNT = 250
 """They go in the URL; what stands between us and the server may refuse a longer one."""

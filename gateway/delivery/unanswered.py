@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from gateway.delivery.answers import Ambiguous, DeliveryError
 from gateway.delivery.clickhouse import ClickHouse
 
+UNANSWERED = "an attempt before it, which was not answered, may still come through"
 WHOLE_SECONDS = 1.0
 """A server says in these how long it has been running."""
 
 
 @dataclass(slots=True)
 class Unanswered:
-    """Those of one token. ``last``: the clock when the last was given up, ``until``: when none is believed any more."""
+    """``last``: the clock when the last of them was given up, ``until``: when none is believed in any more."""
 
     last: float = 0.0
     until: float = 0.0
@@ -32,7 +33,7 @@ class Unanswered:
         if now < self.until:
             try:
                 uptime_s = await clickhouse.uptime_s()
-            except (DeliveryError, LookupError, ValueError):  # Whatever stands in its place may answer anything.
+            except Exception:  # Whatever stands in its place may answer anything.
                 return True
             if now - uptime_s - WHOLE_SECONDS > self.last:
                 self.until = 0.0

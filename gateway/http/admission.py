@@ -10,8 +10,8 @@ come, there is room for those whose key is known.
 
 No project takes all places either: it holds at most as many as it leaves free, since it may hold them
 long. That is half of them where one is greedy, a third each where two are, and some are always left for
-who comes next (a dynamic threshold: Choudhury and Hahne, "Dynamic Queue Length
-Thresholds for Shared-Memory Packet Switches", 1998). Its only request is never refused for that.
+who comes next (a dynamic threshold: Choudhury and Hahne, "Dynamic Queue Length Thresholds for
+Shared-Memory Packet Switches", 1998). Its only request is never refused for that.
 """
 
 from __future__ import annotations
@@ -69,12 +69,10 @@ class Ticket:
     def check(self, needed_bytes: int) -> None:
         """Raises Overloaded when it cannot hold ``needed_bytes`` in all now."""
         admission, more = self._admission, needed_bytes - self._held_bytes
-        if more <= 0:
-            return
         # A stranger alone may have all: its request could not be taken at any other time either.
         others = admission.stranger_bytes - self._held_bytes if self._stranger else 0
         crowded = others and others + needed_bytes > admission.bytes_max // 2
-        if crowded or admission.bytes + more > admission.bytes_max:
+        if more > 0 and (crowded or admission.bytes + more > admission.bytes_max):
             raise Overloaded("too many bytes are being read: send this request again", retry_after_s=1)
 
     def hold(self, needed_bytes: int) -> None:

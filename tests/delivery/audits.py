@@ -41,7 +41,6 @@ def audit_of(
         again=again,
         has_room=has_room,
         keep_s=keep_s,
-        under_way_s=60.0,
         clock=clock,
     )
     for name in tables:

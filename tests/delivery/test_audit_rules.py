@@ -272,6 +272,26 @@ async def test_a_rest_that_the_table_refuses_is_searched_for_and_kept_no_longer(
     assert (again, audit.needed) == ([(7, True)], set())
 
 
+@pytest.mark.parametrize("is_earlier", [False, True], ids=["our own attempt", "that of an earlier life"])
+async def test_what_is_refused_is_not_searched_while_an_attempt_before_may_come_through(is_earlier: bool) -> None:
+    errors: list[DeliveryError] = [] if is_earlier else [Ambiguous("no answer")]
+
+    class Refusing(Server):
+        async def insert_absent(self, *arguments: Any, **more: Any) -> None:
+            raise errors.pop(0) if errors else Poison("it is not for this table", code=117)
+
+    server, again = Refusing(), list[int]()
+    audit = told(server, again)
+    await a_rest_is_missing(audit, server, is_earlier=is_earlier)
+    for error in (*(type(each) for each in errors), Busy):
+        with pytest.raises(error):
+            await audit.look()
+    assert again == []
+    server.clock_s += server.under_way_s
+    await audit.look()
+    assert again == [7]
+
+
 class Scripted(Server):
     """Says so, one after the other, and then nothing any more."""
 
@@ -446,6 +466,7 @@ async def test_a_batch_of_which_a_part_is_there_holds_no_other_up_while_it_waits
         await until(lambda: server.counted > counted, "it is being counted anew")
         flusher.take(held(ring, 9))
         await until(lambda: server.under_way == 3 and ring.rows == {"things": 3}, "others are stored beside that too")
+        assert server.counted == counted + 1, "that is being counted still"
 
 
 # The search -----------------------------------------------------------------------------------------
@@ -556,10 +577,14 @@ async def counted_after_a_crash(audit: Audit, server: Server) -> list[int]:
     return sorted(set(server.counted))
 
 
-async def a_rest_is_missing(audit: Audit, server: Server) -> None:
+async def a_rest_is_missing(audit: Audit, server: Server, *, is_earlier: bool = False) -> None:
     """A batch was stored at 1000, and at 1100 the server has started anew and lost a row of it."""
+    if is_earlier:
+        server.clock_s = 1_096.0  # Our start is behind the server's.
+        audit.found("things", 1_000.0, one(7), letters=False)
     audit.found_all()
-    await audit.look()
-    audit.stored("things", [stored_block(7)])
+    if not is_earlier:
+        await audit.look()
+        audit.stored("things", [stored_block(7)])
     restart(server, 1_100.0)
     server.there = {7: 2}

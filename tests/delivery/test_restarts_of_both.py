@@ -51,6 +51,8 @@ async def test_rows_lost_with_the_machine_of_both_are_inserted_again(
 class Server:
     """One that is asked for its uptime, and has lost all but what is ``there``: rows by frame, of three each."""
 
+    under_way_s = 60.0
+
     def __init__(self) -> None:
         self.clock_s = 1_000.0
         self.started: float | None = 0.0
